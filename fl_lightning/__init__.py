@@ -1,0 +1,1 @@
+"""Measure how badly federated learning can be poisoned, and what stops it."""

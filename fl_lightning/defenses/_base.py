@@ -1,0 +1,81 @@
+"""What a defense is: a step between the clients' updates and the aggregator."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_lightning.aggregators import Aggregator
+from fl_lightning.data import Samples
+from fl_lightning.registry import Component
+
+State = Mapping[str, Any]
+"""What a method remembers between rounds: tensors and plain values, so that a checkpoint can hold it."""
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What the server knows when it looks at the updates of a round.
+
+    Attributes:
+        round: the communication round, from 0.
+        global_D: `[D]` the model that the clients started from.
+        previous_D: `[D]` the model of the round before (the same in round 0).
+        aggregator: the rule that will follow.
+        weights_C: `[C]` the clients' sample counts.
+        validation: the server's own samples, or None.
+        predict: scores `[n, K]` of a model `[D]` on inputs `[n, ...]`.
+        losses: losses `[n]` of a model `[D]` on samples.
+        generator: fresh random numbers for a purpose, keyed by seed and round.
+    """
+
+    round: int
+    global_D: Tensor
+    previous_D: Tensor
+    aggregator: Aggregator
+    weights_C: Tensor
+    validation: Samples | None
+    predict: Callable[[Tensor, Tensor], Tensor]
+    losses: Callable[[Tensor, Samples], Tensor]
+    generator: Callable[[str], torch.Generator]
+
+
+class Verdict(NamedTuple):
+    """What a defense decided.
+
+    Attributes:
+        keep_C: `[C]` bool, the rows that may stay.
+        updates_CD: `[C, D]` the updates, changed by a transform and untouched by a detector.
+        weights_C: `[C]` the weights, changed where the defense reweighs.
+        scores_C: `[C]` suspicion, larger = more suspicious, or None.
+        state: what to remember for the next round.
+        metrics: the defense's own figures, logged under `defense/<label>/`.
+    """
+
+    keep_C: Tensor
+    updates_CD: Tensor
+    weights_C: Tensor
+    scores_C: Tensor | None
+    state: State
+    metrics: Mapping[str, float]
+
+
+class Defense(Component, ABC):
+    """A detector (drops rows) or a transform (changes them); several run in the order of the configuration."""
+
+    def init(self) -> State:
+        """State before the first round; empty unless the defense remembers something."""
+        return {}
+
+    @abstractmethod
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Judge the updates of a round.
+
+        Args:
+            updates_CD: `[C, D]` finite updates; not modified.
+            context: what the server knows.
+            state: what `apply` returned in the round before.
+        """

@@ -1,0 +1,203 @@
+"""What a component is, and how a configuration names one.
+
+A component *is* its configuration: a frozen dataclass whose fields are the hyper-parameters. Every slot of an experiment
+(`aggregator`, `attack`, ...) has one `Registry`, filled by explicit imports; installed packages add their own through the
+entry-point group `fl_lightning.<slot>`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass as stdlib_dataclass
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import CoreSchema, core_schema
+
+__all__ = ["Component", "ConfigError", "Registry", "Slot", "component", "registry", "suggest"]
+
+T = TypeVar("T")
+
+SLOTS = {
+    "data": "fl_lightning.data",
+    "partition": "fl_lightning.partition",
+    "model": "fl_lightning.models",
+    "optimizer": "fl_lightning.client",
+    "callback": "fl_lightning.client",
+    "participation": "fl_lightning.participation",
+    "schedule": "fl_lightning.participation",
+    "attack": "fl_lightning.attacks",
+    "objective": "fl_lightning.attacks",
+    "defense": "fl_lightning.defenses",
+    "aggregator": "fl_lightning.aggregators",
+    "engine": "fl_lightning.engines",
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: where it is wrong, what was received, what would be right."""
+
+    def __init__(self, message: str, path: str = ""):
+        self.message = message
+        self.path = path
+        super().__init__(f"{path}: {message}" if path else message)
+
+    def under(self, path: str) -> "ConfigError":
+        """The same error seen from further outside: `lr` under `client.optimizer` is `client.optimizer.lr`."""
+        return ConfigError(self.message, ".".join(part for part in (path, self.path) if part))
+
+
+def suggest(wrong: str, valid: Iterable[str]) -> str:
+    """`did you mean 'krum'? valid: krum, mean` for a misspelt name."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}valid: {', '.join(names) or 'none'}"
+
+
+class Component:
+    """Base of everything that a configuration can name.
+
+    Subclasses are declared with the `component` decorator and set `name`, the word that configurations use. A field
+    annotated with a search range (`Tunable`) is found by the sweep.
+    """
+
+    name: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that builds this component again: `{"name": ..., field: value, ...}`."""
+        values = {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"name": self.name, **values}
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def to_plain(value: Any) -> Any:
+    """Components, mappings and tuples as the plain values that YAML and JSON know."""
+    if isinstance(value, Component):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def component(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
+    config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)
+
+
+def explain(error: ValidationError, valid: Iterable[str]) -> NoReturn:
+    """Raise the first problem of a pydantic error as a `ConfigError` that names key, value and what is allowed."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError):
+        raise inner.under(path) from None
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        raise ConfigError(f"unknown key; {suggest(str(first['loc'][-1]), valid)}", path) from None
+    if first["type"].startswith("missing"):
+        raise ConfigError("required, but not given", path) from None
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if inner is not None else f", got {first['input']!r}"
+    raise ConfigError(f"{message[0].lower()}{message[1:]}{shown}", path) from None
+
+
+class Registry:
+    """The components of one slot by name.
+
+    Args:
+        slot: name of the slot, as configurations write it.
+        components: the classes shipped with the project.
+    """
+
+    def __init__(self, slot: str, components: Iterable[type[Component]]):
+        self.slot = slot
+        self._classes = {cls.name: cls for cls in components}
+        for entry in entry_points(group=f"fl_lightning.{slot}"):
+            outside = entry.load()
+            self._classes[outside.name] = outside
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._classes)
+
+    def __getitem__(self, name: str) -> type[Component]:
+        if name not in self._classes:
+            raise ConfigError(f"unknown {self.slot} {name!r}; {suggest(name, self._classes)}")
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[type[Component]]:
+        return iter([self._classes[name] for name in self.names()])
+
+    def build(self, value: Any) -> Any:
+        """A component from a component, a name, or a mapping with the key `name`.
+
+        A name is first looked up as `configs/<slot>/<name>.yaml`, then taken for the component with its defaults.
+
+        Raises:
+            ConfigError: unknown name or key, a value out of range, or a missing required field.
+        """
+        if isinstance(value, Component):
+            if not isinstance(value, tuple(self._classes.values())):
+                raise ConfigError(f"{value!r} is not a {self.slot}")
+            return value
+        if isinstance(value, str):
+            value = named_config(self.slot, value) or {"name": value}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"expected a name or a mapping with the key 'name', got {value!r}")
+        rest = {str(key): item for key, item in value.items()}
+        name = rest.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"needs the key 'name'; valid: {', '.join(self.names())}")
+        cls = self[name]
+        try:
+            return cls(**rest)
+        except ValidationError as error:
+            explain(error, (field.name for field in fields(cls)))  # type: ignore[arg-type]
+
+
+def named_config(slot: str, name: str) -> Any:
+    """Content of `configs/<slot>/<name>.yaml`, or None when there is no such file."""
+    from fl_lightning.paths import CONFIGS
+
+    path = CONFIGS / slot / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    return yaml.safe_load(path.read_text())
+
+
+@cache
+def registry(slot: str) -> Registry:
+    """The registry of a slot; imports its package on first use.
+
+    Raises:
+        ConfigError: there is no such slot.
+    """
+    if slot not in SLOTS:
+        raise ConfigError(f"unknown slot {slot!r}; {suggest(slot, SLOTS)}")
+    module = importlib.import_module(SLOTS[slot])
+    registries: dict[str, Registry] = module.REGISTRIES
+    return registries[slot]
+
+
+@stdlib_dataclass(frozen=True)
+class Slot:
+    """Annotation of a field that holds a component: `objective: Annotated[Objective, Slot("objective")]`."""
+
+    slot: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        """Validation by the slot's registry."""
+        return core_schema.no_info_plain_validator_function(lambda value: registry(self.slot).build(value))

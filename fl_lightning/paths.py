@@ -13,5 +13,5 @@ def data_folder() -> Path:
 
 
 def runs_folder() -> Path:
-    """Folder of MLflow's and Optuna's databases, artifacts and checkpoints: `FL_LIGHTNING_RUNS`, by default `./mlruns`."""
+    """Folder of the databases, artifacts and checkpoints: `FL_LIGHTNING_RUNS`, by default `./mlruns`."""
     return Path(os.environ.get("FL_LIGHTNING_RUNS", "mlruns")).expanduser().resolve()

@@ -1,15 +1,15 @@
 """What a component is, and how a configuration names one.
 
-A component *is* its configuration: a frozen dataclass whose fields are the hyper-parameters. Every slot of an experiment
-(`aggregator`, `attack`, ...) has one `Registry`, filled by explicit imports; installed packages add their own through the
-entry-point group `fl_lightning.<slot>`.
+A component *is* its configuration: a frozen dataclass whose fields are the hyper-parameters. Every slot of an
+experiment (`aggregator`, `attack`, ...) has one `Registry`, filled by explicit imports; installed packages add
+their own through the entry-point group `fl_lightning.<slot>`.
 """
 
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass as stdlib_dataclass
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
@@ -37,6 +37,9 @@ SLOTS = {
     "aggregator": "fl_lightning.aggregators",
     "engine": "fl_lightning.engines",
 }
+
+
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 class ConfigError(ValueError):
@@ -71,8 +74,7 @@ class Component:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that builds this component again: `{"name": ..., field: value, ...}`."""
-        values = {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
-        return {"name": self.name, **values}
+        return {"name": self.name, **plain_fields(self)}
 
     @classmethod
     def summary(cls) -> str:
@@ -80,10 +82,17 @@ class Component:
         return (cls.__doc__ or "").strip().splitlines()[0]
 
 
+def plain_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain values."""
+    return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+
+
 def to_plain(value: Any) -> Any:
-    """Components, mappings and tuples as the plain values that YAML and JSON know."""
-    if isinstance(value, Component):
+    """Components, settings, mappings and tuples as the plain values that YAML and JSON know."""
+    if hasattr(value, "to_dict"):
         return value.to_dict()
+    if is_dataclass(value):
+        return plain_fields(value)
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -95,17 +104,18 @@ def to_plain(value: Any) -> Any:
 def component(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
     config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]
 
 
 def explain(error: ValidationError, valid: Iterable[str]) -> NoReturn:
     """Raise the first problem of a pydantic error as a `ConfigError` that names key, value and what is allowed."""
-    first = error.errors()[0]
+    # A misspelt key is told before the required one that is missing because of it.
+    first = min(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
     path = ".".join(str(part) for part in first["loc"])
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
         raise inner.under(path) from None
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in UNKNOWN:
         raise ConfigError(f"unknown key; {suggest(str(first['loc'][-1]), valid)}", path) from None
     if first["type"].startswith("missing"):
         raise ConfigError("required, but not given", path) from None

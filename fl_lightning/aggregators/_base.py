@@ -1,8 +1,8 @@
 """What an aggregator is: the server's rule that turns the updates of a round into one."""
 
 from abc import ABC, abstractmethod
-from dataclasses import fields, replace
-from typing import NamedTuple, Self
+from dataclasses import replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +28,14 @@ class Aggregator(Component, ABC):
     """A rule `[C, D] -> [D]`; calling it checks the input and leaves rows with NaN or Inf out.
 
     A rule that tolerates `n_byzantine` rows counts every left-out row as one of them.
+
+    Attributes:
+        robust: whether the result stays near the honest rows when `n_byzantine` others are arbitrary.
+        translation_equivariant: whether moving every row by the same vector moves the result by it.
     """
+
+    robust: ClassVar[bool] = True
+    translation_equivariant: ClassVar[bool] = True
 
     def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None) -> Aggregate:
         """Aggregate the updates of a round.
@@ -43,28 +50,19 @@ class Aggregator(Component, ABC):
         Raises:
             ValueError: wrong shapes, no finite row, or too few rows for the rule.
         """
-        if updates_CD.ndim != 2 or not updates_CD.is_floating_point() or not len(updates_CD):
-            raise ValueError(f"updates must be floating point of shape [C, D], got {list(updates_CD.shape)} {updates_CD.dtype}")
-        if weights_C is not None and (weights_C.shape != updates_CD.shape[:1] or bool((weights_C < 0).any())):
-            raise ValueError(f"weights must be {len(updates_CD)} non-negative numbers, got {weights_C}")
+        check_input(updates_CD, weights_C)
         finite_C = finite_rows(updates_CD)
         if bool(finite_C.all()):
+            self.check(len(updates_CD))
             return self.aggregate(updates_CD, weights_C)
-        if not bool(finite_C.any()):
-            raise ValueError(f"all {len(updates_CD)} updates contain NaN or Inf")
-        rule = self.without(int((~finite_C).sum()))
-        part = rule.aggregate(updates_CD[finite_C], None if weights_C is None else weights_C[finite_C])
-        kept_C = finite_C.clone()
-        kept_C[finite_C] = part.kept
-        scores_C = None
-        if part.scores is not None:
-            scores_C = part.scores.new_full(finite_C.shape, torch.inf)
-            scores_C[finite_C] = part.scores
-        return Aggregate(part.update, kept_C, scores_C)
+        rule, rows_CD, weights_C = self._without_rows(~finite_C, updates_CD, weights_C)
+        part = rule.aggregate(rows_CD, weights_C)
+        scores_C = None if part.scores is None else spread(part.scores, finite_C, fill=torch.inf)
+        return Aggregate(part.update, spread(part.kept, finite_C, fill=False), scores_C)
 
     @abstractmethod
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
-        """The rule itself on finite rows."""
+        """The rule itself, on finite rows whose number has been checked."""
 
     def check(self, n_clients: int) -> None:
         """Refuse a number of rows that the rule cannot handle.
@@ -73,19 +71,73 @@ class Aggregator(Component, ABC):
             ValueError: with the violated condition and its numbers.
         """
 
-    def influence(self, updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
-        """`[C]` share of each row in what the server used, summing to 1: equal among the rows that were kept.
+    def influence(self, updates_CD: Tensor, weights_C: Tensor | None = None, result: Aggregate | None = None) -> Tensor:
+        """`[C]` share of each row in what the server used, summing to 1.
 
-        Coordinate rules count the values that survive instead.
+        Rules that keep or drop whole rows share equally among the kept ones; coordinate rules count the values that survive.
+
+        Args:
+            updates_CD: `[C, D]` as in the call.
+            weights_C: `[C]` as in the call.
+            result: what the call returned, if known: spares computing it again.
         """
-        kept_C = self(updates_CD, weights_C).kept
+        check_input(updates_CD, weights_C)
+        finite_C = finite_rows(updates_CD)
+        if bool(finite_C.all()):
+            self.check(len(updates_CD))
+            return self.shares(updates_CD, weights_C, result)
+        rule, rows_CD, weights_C = self._without_rows(~finite_C, updates_CD, weights_C)
+        if result is not None:
+            result = Aggregate(result.update, result.kept[finite_C])
+        return spread(rule.shares(rows_CD, weights_C, result), finite_C, fill=0.0)
+
+    def shares(self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None) -> Tensor:
+        """`influence` on finite rows whose number has been checked."""
+        kept_C = (result or self.aggregate(updates_CD, weights_C)).kept
         return kept_C / kept_C.sum()
 
     def without(self, removed: int) -> Self:
-        """The same rule after `removed` suspicious rows are gone: it tolerates that many fewer."""
-        if not removed or "n_byzantine" not in {field.name for field in fields(self)}:  # type: ignore[arg-type]
+        """The same rule after `removed` suspicious rows are gone: it tolerates that many fewer.
+
+        As C - f does not grow and f shrinks, a condition such as C > 2f + 2 that held before still holds afterwards, unless
+        more rows were removed than the rule tolerates.
+        """
+        if not removed or getattr(self, "n_byzantine", None) is None:
             return self
         return replace(self, n_byzantine=max(0, self.n_byzantine - removed))  # type: ignore[attr-defined,type-var]
+
+    def _without_rows(
+        self, dropped_C: Tensor, updates_CD: Tensor, weights_C: Tensor | None
+    ) -> tuple[Self, Tensor, Tensor | None]:
+        """The rule, rows and weights that remain when rows are dropped."""
+        dropped = int(dropped_C.sum())
+        if dropped == len(updates_CD):
+            raise ValueError(f"all {dropped} updates contain NaN or Inf")
+        rule, rest = self.without(dropped), None if weights_C is None else weights_C[~dropped_C]
+        try:
+            rule.check(len(updates_CD) - dropped)
+            if rest is not None:
+                check_weights(rest)
+        except ValueError as error:
+            raise ValueError(f"{error} ({dropped} of {len(updates_CD)} updates contain NaN or Inf)") from None
+        return rule, updates_CD[~dropped_C], rest
+
+
+def check_input(updates_CD: Tensor, weights_C: Tensor | None) -> None:
+    """Raise ValueError unless there are floating-point updates `[C, D]` and, if given, weights that can be normalised."""
+    if updates_CD.ndim != 2 or not updates_CD.is_floating_point() or not len(updates_CD):
+        shape = f"{list(updates_CD.shape)} {updates_CD.dtype}"
+        raise ValueError(f"updates must be floating point of shape [C, D] with C > 0, got {shape}")
+    if weights_C is not None:
+        if weights_C.shape != updates_CD.shape[:1]:
+            raise ValueError(f"{len(updates_CD)} updates need as many weights, got shape {list(weights_C.shape)}")
+        check_weights(weights_C)
+
+
+def check_weights(weights_C: Tensor) -> None:
+    """Raise ValueError unless the weights are finite, non-negative and not all zero."""
+    if not bool(torch.isfinite(weights_C).all() & (weights_C >= 0).all() & (weights_C > 0).any()):
+        raise ValueError(f"weights must be finite, non-negative and not all zero, got {weights_C.tolist()}")
 
 
 def finite_rows(updates_CD: Tensor) -> Tensor:
@@ -95,3 +147,10 @@ def finite_rows(updates_CD: Tensor) -> Tensor:
     for row in torch.nonzero(~finite_C).flatten().tolist():
         finite_C[row] = torch.isfinite(updates_CD[row]).all()
     return finite_C
+
+
+def spread(values: Tensor, rows_C: Tensor, fill: float) -> Tensor:
+    """`[C]` the values at the given rows, `fill` elsewhere."""
+    spread_C = values.new_full(rows_C.shape, fill)
+    spread_C[rows_C] = values
+    return spread_C

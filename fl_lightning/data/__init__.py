@@ -1,8 +1,31 @@
 """Data sets, held in memory as tensors."""
 
+from fl_lightning.data._cifar10 import Cifar10
 from fl_lightning.data._dataset import Data, Dataset, Samples
+from fl_lightning.data._digits import Digits
+from fl_lightning.data._fashion_mnist import FashionMnist
+from fl_lightning.data._files import DataError
+from fl_lightning.data._house_prices import HousePrices
+from fl_lightning.data._mnist import Mnist
+from fl_lightning.data._mnist_parity import MnistParity
+from fl_lightning.data._status import Status, get, locate, status
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"data": Registry("data", [])}
+REGISTRIES = {"data": Registry("data", [Cifar10, Digits, FashionMnist, HousePrices, Mnist, MnistParity])}
 
-__all__ = ["Data", "Dataset", "Samples"]
+__all__ = [
+    "Cifar10",
+    "Data",
+    "DataError",
+    "Dataset",
+    "Digits",
+    "FashionMnist",
+    "HousePrices",
+    "Mnist",
+    "MnistParity",
+    "Samples",
+    "Status",
+    "get",
+    "locate",
+    "status",
+]

@@ -22,7 +22,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: Tensor) -> "Samples":
+    def __getitem__(self, index: Tensor | slice) -> "Samples":
         return Samples(self.x[index], self.y[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Samples":
@@ -70,7 +70,8 @@ class Dataset:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
         """Moved to a device; floating-point parts also to `dtype`."""
         validation = None if self.validation is None else self.validation.to(device, dtype)
-        return replace(self, train=self.train.to(device, dtype), test=self.test.to(device, dtype), validation=validation)
+        train, test = self.train.to(device, dtype), self.test.to(device, dtype)
+        return replace(self, train=train, test=test, validation=validation)
 
 
 class Data(Component, ABC):

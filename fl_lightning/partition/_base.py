@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.data import Dataset
-from fl_lightning.registry import Component, component
+from fl_lightning.registry import Component, ConfigError, component
 
 
 @component
@@ -16,8 +16,9 @@ class Partition(Component, ABC):
 
     Attributes:
         clients: number of clients, at least 1.
-        samples_per_client: cap on a client's samples; the training set is first cut at random to
-            `clients * samples_per_client`. None: everything is dealt out.
+        samples_per_client: cap on the samples of a client, on average over the clients where the partition makes them
+            unequal; the training set is first cut at random to `clients * samples_per_client`. None: everything is
+            dealt out.
     """
 
     clients: int = Field(default=50, ge=1)
@@ -25,8 +26,28 @@ class Partition(Component, ABC):
 
     @abstractmethod
     def assign(self, data: Dataset, generator: torch.Generator) -> list[Tensor]:
-        """For each client the int64 indices into `data.train` that it holds.
+        """For each client the int64 indices into `data.train` that it holds, in no particular order.
 
         Raises:
             ConfigError: a client would be left without samples, or there are fewer samples than asked for.
         """
+
+    def pool(self, data: Dataset, generator: torch.Generator) -> Tensor:
+        """Indices of the samples to be dealt, in random order: all, or `clients * samples_per_client` of them.
+
+        Raises:
+            ConfigError: fewer training samples than clients, or than asked for.
+        """
+        available = len(data.train)
+        if available < self.clients:
+            raise ConfigError(
+                f"{self.clients} clients cannot share {available} training samples, one each at least", "clients"
+            )
+        wanted = available if self.samples_per_client is None else self.clients * self.samples_per_client
+        if wanted > available:
+            raise ConfigError(
+                f"{self.clients} clients x {self.samples_per_client} samples = {wanted}, but there are only "
+                f"{available} training samples: at most {available // self.clients} a client",
+                "samples_per_client",
+            )
+        return torch.randperm(available, generator=generator)[:wanted]

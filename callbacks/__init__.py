@@ -1,0 +1,14 @@
+"""Lightning callbacks that regularise or defend local training.
+
+They work in any Trainer: nothing here imports the rest of the project. A callback that also serves stacked clients reads
+`module.n_stacked` (1 or C) and `module.generators` (one per client).
+"""
+
+from lightning.pytorch import Callback
+
+from fl_lightning.callbacks.proximal import ProximalPull
+
+CALLBACKS: dict[str, type[Callback]] = {"proximal_pull": ProximalPull}
+"""Callbacks by the name that configurations use."""
+
+__all__ = ["CALLBACKS", "ProximalPull"]

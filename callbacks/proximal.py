@@ -1,0 +1,66 @@
+"""Pull the local model towards a reference: FedProx for benign clients, a stealth term for attackers.
+
+References:
+    Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (the squared pull, eq. 2).
+    Chai et al., deep model poisoning, eq. 2 (the unsquared pull towards the estimated benign update).
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class ProximalPull(Callback):
+    r"""Adds the gradient of a distance to the reference model to every local step.
+
+    squared:   $\frac{\rho}{2} \lVert w - w_{ref} \rVert^2$, gradient $\rho (w - w_{ref})$
+    otherwise: $\rho \lVert w - w_{ref} \rVert$, gradient $\rho (w - w_{ref}) / \lVert w - w_{ref} \rVert$ (0 at the reference)
+
+    Args:
+        rho: strength, at least 0.
+        squared: which of the two.
+        offset: `[D]` what to add to the model at the start of the fit to get the reference; None: the start itself.
+    """
+
+    def __init__(self, rho: float, squared: bool = True, offset: Tensor | None = None):
+        if rho < 0:
+            raise ValueError(f"rho must be at least 0, got {rho}")
+        self.rho = rho
+        self.squared = squared
+        self.offset = offset
+        self.reference: list[Tensor] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the reference."""
+        self.reference = [p.detach().clone() for p in pl_module.parameters()]
+        if self.offset is not None:
+            start = 0
+            rows = getattr(pl_module, "n_stacked", 1)
+            for part in self.reference:
+                size = part.numel() // rows
+                part += self.offset[start : start + size].view(part.shape if rows == 1 else part.shape[1:])
+                start += size
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add the pull to the gradients."""
+        rows = getattr(pl_module, "n_stacked", 1)
+        parameters = [p for p in pl_module.parameters() if p.grad is not None]
+        away = [p - reference for p, reference in zip(parameters, self.reference, strict=True)]
+        if not self.squared:
+            square = torch.stack([d.reshape(rows, -1).square().sum(1) for d in away]).sum(0)
+            scale = torch.where(square > 0, square.rsqrt(), 0.0)
+            away = [d * scale.view(-1, *[1] * (d.ndim - 1)) if rows > 1 else d * scale for d in away]
+        for parameter, pull in zip(parameters, away, strict=True):
+            parameter.grad.add_(pull, alpha=self.rho)  # type: ignore[union-attr]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reference, so that a fit can be continued."""
+        return {"reference": self.reference}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the reference."""
+        self.reference = state_dict["reference"]

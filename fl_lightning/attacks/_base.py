@@ -1,0 +1,70 @@
+"""What an attack is: it replaces the updates of the malicious clients."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fl_lightning.attacks._objectives import Objective, Untargeted
+from fl_lightning.attacks._view import LEVELS, Knowledge, View
+from fl_lightning.defenses import State
+from fl_lightning.registry import Component, Slot, component
+
+
+class Poisoned(NamedTuple):
+    """What the malicious clients submit.
+
+    Attributes:
+        updates: `[M, D]`.
+        state: what to remember for the next adversarial round.
+        metrics: the attack's own figures, logged under `attack/`.
+    """
+
+    updates: Tensor
+    state: State = {}
+    metrics: Mapping[str, float] = {}
+
+
+@component
+class Attack(Component, ABC):
+    """An attack by the malicious clients of a round, which act as one.
+
+    Attributes:
+        needs: the least knowledge with which the attack works.
+        serves: the objectives that it can pursue.
+        knowledge: what the threat model grants.
+        visible_updates: number of benign updates that partial knowledge makes visible.
+        objective: what the attack is after.
+    """
+
+    needs: ClassVar[Knowledge] = "none"
+    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map", "target_samples", "trigger")
+
+    knowledge: Knowledge = "none"
+    visible_updates: int = Field(default=0, ge=0)
+    objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Untargeted)
+
+    @model_validator(mode="after")
+    def _threat_model(self) -> "Attack":
+        if LEVELS.index(self.knowledge) < LEVELS.index(self.needs):
+            raise ValueError(f"{self.name} needs at least {self.needs} knowledge, got {self.knowledge!r}")
+        if self.visible_updates and self.knowledge != "partial":
+            raise ValueError(f"visible_updates belongs to partial knowledge, got knowledge {self.knowledge!r}")
+        if self.objective.name not in self.serves:
+            raise ValueError(f"{self.name} serves {', '.join(self.serves)}, got objective {self.objective.name!r}")
+        return self
+
+    def init(self) -> State:
+        """State before the first adversarial round; empty unless the attack remembers something."""
+        return {}
+
+    @abstractmethod
+    def poison(self, view: View, state: State) -> Poisoned:
+        """The malicious updates of one adversarial round.
+
+        Args:
+            view: what the attackers know; asking it for more raises `KnowledgeError`.
+            state: what `poison` returned in the adversarial round before.
+        """

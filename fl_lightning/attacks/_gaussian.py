@@ -1,0 +1,60 @@
+"""Gaussian noise instead of training: the baseline that robust rules shrug off.
+
+References:
+    Fang et al., "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security 2020, section 4.1:
+    every coordinate is drawn with the mean and variance of the compromised clients' honest models.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._view import View
+from fl_lightning.defenses import State
+from fl_lightning.registry import component
+
+
+def gaussian(honest_MD: Tensor, generator: torch.Generator, std: float | None = None) -> Tensor:
+    """Noisy updates.
+
+    Args:
+        honest_MD: `[M, D]` honest updates of the malicious clients.
+        generator: CPU generator.
+        std: standard deviation of noise around each honest update; None: every coordinate is drawn afresh from the normal
+            distribution with the mean and variance of the M honest values (variance 0 for one client).
+
+    Returns:
+        `[M, D]` updates.
+
+    Example:
+        >>> honest = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
+        >>> gaussian(honest, torch.Generator(), std=0.0)
+        tensor([[1., 2.],
+                [3., 2.]])
+    """
+    noise_MD = torch.randn(honest_MD.shape, generator=generator).to(honest_MD)
+    if std is not None:
+        return honest_MD + std * noise_MD
+    return honest_MD.mean(0) + honest_MD.std(0, correction=0) * noise_MD
+
+
+@component
+class Gaussian(Attack):
+    """Malicious clients send Gaussian noise.
+
+    Attributes:
+        std: standard deviation of the noise that is added to the honest update; None: the honest updates' own spread.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+
+    std: Annotated[float | None, Tunable(1e-3, 10, log=True)] = Field(default=None, ge=0)
+
+    def poison(self, view: View, state: State) -> Poisoned:
+        """Replace the honest updates by noise."""
+        return Poisoned(gaussian(view.own_updates, view.generator("noise"), self.std))

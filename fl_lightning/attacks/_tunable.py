@@ -1,0 +1,29 @@
+"""Search ranges of hyper-parameters, declared where the field is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """Marks a numeric field that a sweep may search: `boost: Annotated[float, Tunable(1, 50, log=True)]`.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        log: whether to search on a logarithmic scale.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"search range needs low < high (and low > 0 on a log scale), got {self}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a field that a sweep may search among given values."""
+
+    values: tuple[str | int | float | bool, ...]

@@ -1,0 +1,54 @@
+"""What a killed run continues from: one folder a run, replaced atomically."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_lightning.federation import Federation, RoundReport
+from fl_lightning.paths import runs_folder
+
+__all__ = ["Checkpoint", "run_folder", "write_atomically"]
+
+
+def run_folder(run_id: str) -> Path:
+    """Folder of a run's configuration, journal and checkpoint while it is not finished."""
+    return runs_folder() / "state" / run_id
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader, or a crash, sees the old or the new content and never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class Checkpoint:
+    """An observer that saves the federation's state.
+
+    Args:
+        path: the checkpoint file.
+        every: rounds between checkpoints; the last round is always saved.
+    """
+
+    def __init__(self, path: Path, every: int = 1):
+        self.path = path
+        self.every = every
+
+    def start(self, federation: Federation) -> None:
+        """Continue from the checkpoint where there is one."""
+        if self.path.is_file():
+            saved: dict[str, Any] = torch.load(self.path, weights_only=True)
+            federation.load_state_dict(saved)
+
+    def round(self, federation: Federation, report: RoundReport) -> None:
+        """Save the state after a round."""
+        finished = federation.state.round >= federation.experiment.rounds or federation.state.stopped
+        if finished or federation.state.round % self.every == 0:
+            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            torch.save(federation.state_dict(), partial)
+            partial.replace(self.path)

@@ -1,0 +1,281 @@
+"""The configuration of an experiment: load, override, validate, dump.
+
+An `Experiment` is built from YAML or a mapping. A string in a slot names `configs/<slot>/<string>.yaml`, a mapping stands
+for itself, `path=value` overrides come last. Everything that can be known without data is checked here.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fl_lightning.aggregators import Aggregator, Mean
+from fl_lightning.attacks import Attack
+from fl_lightning.client import Client
+from fl_lightning.data import Data
+from fl_lightning.defenses import Defense
+from fl_lightning.engines import Engine, Sequential, TrainerSettings
+from fl_lightning.models import Mlp, Model
+from fl_lightning.participation import Full, Participation
+from fl_lightning.partition import Degree, Partition
+from fl_lightning.paths import CONFIGS
+from fl_lightning.registry import ConfigError, Slot, component, explain, named_config, suggest, to_plain
+
+__all__ = ["Evaluation", "Experiment", "Server", "SweepSettings", "Tracking", "dump", "experiment_names", "load"]
+
+FAST_ROUNDS, FAST_TRIALS = 2, 3
+
+
+@component
+class Server:
+    """The server step: global model + lr * aggregated update."""
+
+    lr: float = Field(default=1.0, gt=0)
+    optimizer: Literal["sgd"] = "sgd"
+
+
+@component
+class Evaluation:
+    """When the global model is evaluated, and whether beside its attack-free twin.
+
+    Attributes:
+        every: rounds between evaluations; the last round is always evaluated.
+        twin: run the same experiment without the attack in step and report the paired difference.
+    """
+
+    every: int = Field(default=1, ge=1)
+    twin: bool = False
+
+
+@component
+class Tracking:
+    """What MLflow keeps.
+
+    Attributes:
+        experiment: name of the MLflow experiment.
+        register: whether the most successful poisoned model goes into the registry: `never`, `best` (only when it is
+            stronger than every registered version) or `always`.
+        checkpoint_every: rounds between checkpoints.
+    """
+
+    experiment: str = Field(default="fl_lightning", min_length=1)
+    register: Literal["never", "best", "always"] = "never"
+    checkpoint_every: int = Field(default=1, ge=1)
+
+
+@component
+class SweepSettings:
+    """The search for the strongest attack.
+
+    Attributes:
+        trials: number of finished trials, pruned ones included.
+        jobs: worker processes.
+        sampler: Optuna's sampler.
+        direction: whether `metric` is to be large or small.
+        metric: a metric of the run, its mean over the last third of the evaluated rounds.
+        constraints: metric -> bound, such as `global/accuracy: ">= 0.85"`.
+        space: dotted path -> range (`{low, high, log}`) or list of choices; the attack's own tunables where empty.
+        prune: stop hopeless trials early.
+        confirm_seeds: seeds on which the winner is run again; the search never sees them.
+    """
+
+    trials: int = Field(default=20, ge=1)
+    jobs: int = Field(default=1, ge=1)
+    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    metric: str = "attack/success"
+    constraints: dict[str, str] = Field(default_factory=dict)
+    space: dict[str, Any] = Field(default_factory=dict)
+    prune: bool = True
+    confirm_seeds: tuple[int, ...] = (1001, 1002, 1003)
+
+    @field_validator("constraints")
+    @classmethod
+    def _bounds(cls, value: dict[str, str]) -> dict[str, str]:
+        for metric, bound in value.items():
+            parse_bound(metric, bound)
+        return value
+
+
+def parse_bound(metric: str, bound: str) -> tuple[int, float]:
+    """`">= 0.85"` as (+1, 0.85), `"<= 2"` as (-1, 2.0).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    sign, _, number = bound.strip().partition(" ")
+    try:
+        return {">=": 1, "<=": -1}[sign], float(number)
+    except (KeyError, ValueError):
+        raise ConfigError(f"expected '>= number' or '<= number', got {bound!r}", metric) from None
+
+
+class Experiment(BaseModel):
+    """A complete experiment; see the canonical one in `configs/experiment/mnist.yaml`.
+
+    Attributes:
+        seed: everything random follows from it.
+        seeds: several runs under one parent, one a seed; empty: one run with `seed`.
+        rounds: communication rounds.
+        fast: synthetic data of the same shapes (set by `--fast`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    seed: int = Field(default=0, ge=0)
+    seeds: tuple[int, ...] = ()
+    rounds: int = Field(default=30, ge=1)
+    fast: bool = False
+    paper: str | None = None
+    data: Annotated[Data, Slot("data")]
+    partition: Annotated[Partition, Slot("partition")] = Field(
+        default_factory=lambda: Degree(clients=50, p=0.5, samples_per_client=600)
+    )
+    participation: Annotated[Participation, Slot("participation")] = Field(default_factory=Full)
+    model: Annotated[Model, Slot("model")] = Field(default_factory=Mlp)
+    client: Client = Field(default_factory=Client)
+    attack: Annotated[Attack, Slot("attack")] | None = None
+    defenses: dict[str, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
+    aggregator: Annotated[Aggregator, Slot("aggregator")] = Field(default_factory=Mean)
+    server: Server = Field(default_factory=Server)
+    engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Sequential)
+    trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    tracking: Tracking = Field(default_factory=Tracking)
+    sweep: SweepSettings = Field(default_factory=SweepSettings)
+
+    @field_validator("client", mode="before")
+    @classmethod
+    def _named_client(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        settings = named_config("client", value)
+        if settings is None:
+            names = [path.stem for path in (CONFIGS / "client").glob("*.yaml")]
+            raise ConfigError(f"unknown client {value!r}; {suggest(value, names)}")
+        return settings
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Experiment":
+        """Refuse combinations that cannot run."""
+        n_clients = self.partition.clients
+        checks = [
+            ("participation", lambda: self.participation.check(n_clients)),
+            ("aggregator", lambda: self.aggregator.check(self.participation.per_round(n_clients))),
+        ]
+        for path, check in checks:
+            try:
+                check()
+            except ConfigError as error:
+                raise error.under(path) from None
+            except ValueError as error:
+                raise ConfigError(str(error), path) from None
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain values; `load` makes the same experiment from it."""
+        return {name: to_plain(getattr(self, name)) for name in type(self).model_fields}
+
+    def override(self, changes: Mapping[str, Any]) -> "Experiment":
+        """A newly validated experiment with dotted paths changed: `{"attack.boost": 5.0}`.
+
+        Raises:
+            ConfigError: a path that does not exist, or a value that does not validate.
+        """
+        tree = self.to_dict()
+        for path, value in changes.items():
+            _set(tree, path, value)
+        return load(tree)
+
+    def faster(self) -> "Experiment":
+        """The same experiment on synthetic data, with few rounds and trials: to see that it runs at all."""
+        cap = max(1, len(self.data.synthetic().train) // self.partition.clients)
+        samples = min(cap, self.partition.samples_per_client or cap)
+        sweep = replace(self.sweep, trials=min(self.sweep.trials, FAST_TRIALS), confirm_seeds=(1001,))
+        return self.model_copy(
+            update={
+                "fast": True,
+                "rounds": min(self.rounds, FAST_ROUNDS),
+                "partition": replace(self.partition, samples_per_client=samples),
+                "sweep": sweep,
+            }
+        )
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify the resolved configuration."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Experiment:
+    """An experiment from the name of a file in `configs/experiment/`, a path to a YAML file, or a mapping.
+
+    Args:
+        source: where from.
+        overrides: `path=value` strings; values are YAML.
+
+    Raises:
+        ConfigError: with the path, the value received and what would be valid.
+    """
+    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(str(source))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"an override is written path=value, got {override!r}")
+        try:
+            _set(tree, path.strip(), yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"not a YAML value: {text!r}", path) from None
+    try:
+        return Experiment(**tree)
+    except ValidationError as error:
+        explain(error, Experiment.model_fields)
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved configuration as YAML: `load` reads it back to an equal experiment."""
+    return yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def experiment_names() -> list[str]:
+    """Names of the shipped experiments."""
+    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def _read(source: str) -> dict[str, Any]:
+    shipped = CONFIGS / "experiment" / f"{source}.yaml"
+    path = shipped if shipped.is_file() else Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no experiment {source!r}, and no such file; {suggest(source, experiment_names())}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping, got {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in a nested mapping; a name on the way is first replaced by the configuration that it names."""
+    *parents, last = path.split(".")
+    node = tree
+    for depth, key in enumerate(parents):
+        child = node.get(key)
+        if isinstance(child, str):
+            slot = "defense" if depth and parents[depth - 1] == "defenses" else key
+            child = named_config(slot, child) or {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {child!r}, it has no key {last!r}", path)
+        node[key] = child
+        node = child
+    node[last] = value

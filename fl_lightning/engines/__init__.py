@@ -1,0 +1,10 @@
+"""Engines: how the clients of a round are trained."""
+
+from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._sequential import Sequential
+from fl_lightning.engines._trainer import SharedTrainer, TrainerSettings
+from fl_lightning.registry import Registry
+
+REGISTRIES = {"engine": Registry("engine", [Sequential])}
+
+__all__ = ["Bench", "Engine", "Job", "Sequential", "SharedTrainer", "TrainerSettings"]

@@ -1,0 +1,77 @@
+"""What an engine is: it trains a list of clients from one global model and returns their updates."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from fl_lightning.client import Client, batch_plan
+from fl_lightning.data import Samples
+from fl_lightning.engines._trainer import SharedTrainer
+from fl_lightning.flat import FlatNetwork
+from fl_lightning.randomness import generator
+from fl_lightning.registry import Component
+
+
+class Job(NamedTuple):
+    """One client's local training: who, on which rows of which samples."""
+
+    client: int
+    samples: Samples
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every engine trains with.
+
+    Attributes:
+        flat: architecture and loss.
+        trainer: the one Trainer of the whole run.
+        seed: seed of the experiment.
+    """
+
+    flat: FlatNetwork
+    trainer: SharedTrainer
+    seed: int
+
+    def plan(self, job: Job, client: Client, round: int) -> list[Tensor]:
+        """Row numbers of `job.samples` for every local step."""
+        order = batch_plan(len(job.index), client, generator(self.seed, "batches", round, job.client))
+        return [job.index[step] for step in order]
+
+    def generator(self, job: Job, round: int) -> torch.Generator:
+        """The client's random numbers during local training."""
+        return generator(self.seed, "local", round, job.client)
+
+
+class Engine(Component, ABC):
+    """A way to train the clients of a round; every engine gives the same numbers."""
+
+    @abstractmethod
+    def train(
+        self,
+        bench: Bench,
+        global_D: Tensor,
+        jobs: Sequence[Job],
+        client: Client,
+        round: int,
+        callbacks: Callable[[], list[Callback]],
+    ) -> Tensor:
+        """Train every job from `global_D`.
+
+        Args:
+            bench: architecture, Trainer and seed.
+            global_D: `[D]` the model that all start from.
+            jobs: n clients with at least one sample each.
+            client: local epochs, batch size, optimizer.
+            round: communication round, keys the random numbers.
+            callbacks: makes the Lightning callbacks of one fit.
+
+        Returns:
+            `[n, D]` updates: local model minus global model.
+        """

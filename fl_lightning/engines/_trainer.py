@@ -1,0 +1,89 @@
+"""The one Lightning Trainer that all clients of all rounds share."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from pydantic import Field
+
+from fl_lightning.registry import component
+
+PRECISIONS = {32: torch.float32, 64: torch.float64}
+
+
+@component
+class TrainerSettings:
+    """Settings of the shared Trainer.
+
+    Attributes:
+        accelerator: Lightning's accelerator name.
+        precision: 32, or 64 for tests of identity.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    precision: Literal[32, 64] = Field(default=32)
+
+
+class Batches:
+    """Ready batches as a data loader: Lightning would take a plain list for a collection of loaders."""
+
+    def __init__(self, batches: Sequence[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class SharedTrainer:
+    """A Trainer that can fit any number of modules, one after the other.
+
+    Building a Trainer costs more than a client's local training of a small model. Lightning lets a Trainer fit again
+    only to continue the same training: without the rewind below a second `fit` does no step at all, silently.
+    """
+
+    def __init__(self, settings: TrainerSettings):
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        self.dtype = PRECISIONS[settings.precision]
+        self.trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=1,
+            precision="64-true" if settings.precision == 64 else "32-true",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        self._own: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that clients train on."""
+        return self.trainer.strategy.root_device
+
+    def fit(self, module: LightningModule, batches: Sequence[Any], callbacks: list[Callback]) -> None:
+        """Train a module for one pass over ready batches."""
+        self._rewind()
+        # Lightning 2.6 looks at a name that torch has deprecated; nothing that a user could change.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+        self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
+        module.train()
+        self.trainer.fit(module, train_dataloaders=Batches(batches))
+        module.trainer = None
+
+    def _rewind(self) -> None:
+        loop = self.trainer.fit_loop
+        loop.epoch_progress.reset()
+        epoch = loop.epoch_loop
+        epoch.batch_progress.reset()
+        epoch.scheduler_progress.reset()
+        epoch.automatic_optimization.optim_progress.reset()
+        epoch.manual_optimization.optim_step_progress.reset()
+        epoch._batches_that_stepped = 0

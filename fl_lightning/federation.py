@@ -1,0 +1,355 @@
+"""The federated orchestrator: communication rounds with an attack and defenses between the clients and the server."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from fl_lightning.aggregators import finite_rows
+from fl_lightning.attacks import Goal, Untargeted, View
+from fl_lightning.config import Experiment
+from fl_lightning.data import Dataset
+from fl_lightning.defenses import ServerContext, State
+from fl_lightning.engines import Bench, Job, SharedTrainer
+from fl_lightning.flat import FlatNetwork
+from fl_lightning.losses import loss_for
+from fl_lightning.metrics import detection, evaluate, stealth
+from fl_lightning.participation import Cohort
+from fl_lightning.randomness import generator, key_of
+from fl_lightning.registry import ConfigError
+
+__all__ = ["Federation", "FederationState", "Observer", "RoundReport"]
+
+Metrics = dict[str, float]
+
+
+class RoundReport(NamedTuple):
+    """What happened in a round.
+
+    Attributes:
+        round: from 0.
+        metrics: figures by name; evaluation figures are there in evaluated rounds only.
+        cohort: who took part.
+    """
+
+    round: int
+    metrics: Metrics
+    cohort: Cohort
+
+
+class Observer(Protocol):
+    """Something that watches a federation: tracker, progress, checkpoints, pruning."""
+
+    def start(self, federation: "Federation") -> None:
+        """Called once before the first round of this process."""
+
+    def round(self, federation: "Federation", report: RoundReport) -> None:
+        """Called after every round; an exception ends the run."""
+
+
+@dataclass
+class FederationState:
+    """Everything that a round depends on beside the configuration; tensors and plain values only.
+
+    Attributes:
+        round: the next communication round.
+        global_D: `[D]` the global model.
+        previous_D: `[D]` the global model of the round before.
+        attack: the attack's memory.
+        defenses: each defense's memory.
+        history: figures of every round so far.
+        strongest: figures and parameters of the most successfully attacked model so far.
+        stopped: why the run ended early, or None.
+    """
+
+    round: int
+    global_D: Tensor
+    previous_D: Tensor
+    attack: State
+    defenses: dict[str, State]
+    history: list[Metrics] = field(default_factory=list)
+    strongest: dict[str, Any] = field(default_factory=dict)
+    stopped: str | None = None
+
+
+class Federation:
+    """Runs an experiment round by round.
+
+    Args:
+        experiment: the configuration.
+        observers: told of every round, in order.
+
+    Raises:
+        ConfigError: data, model, partition, objective or loss do not fit each other (before anything is trained).
+    """
+
+    def __init__(self, experiment: Experiment, observers: Sequence[Observer] = ()):
+        self.experiment = experiment
+        self.observers = list(observers)
+        seed = experiment.seed
+        trainer = SharedTrainer(experiment.trainer)
+        data = experiment.data.synthetic() if experiment.fast else experiment.data.load()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key_of(seed, "initial model"))
+            network = experiment.model.build(data.shape, data.classes).to(trainer.device, trainer.dtype)
+        flat = FlatNetwork(network, loss_for(experiment.model, data.task, data.classes))
+        self.bench = Bench(flat, trainer, seed)
+        self.assignment = experiment.partition.assign(data, generator(seed, "partition"))
+        empty = [client for client, index in enumerate(self.assignment) if not len(index)]
+        if empty:
+            raise ConfigError(f"clients {empty[:5]} of {len(self.assignment)} hold no samples", "partition")
+        self.data: Dataset = data.to(trainer.device, trainer.dtype)
+        objective = experiment.attack.objective if experiment.attack else Untargeted()
+        try:
+            self.goal: Goal = objective.goal(self.data, generator(seed, "objective"))
+        except ConfigError as error:
+            raise error.under("attack.objective") from None
+        self.initial_D = flat.vector()
+        self.state = self._initial_state()
+        self.paired: Federation | None = self.twin() if experiment.attack and experiment.evaluation.twin else None
+
+    def _initial_state(self) -> FederationState:
+        global_D = self.initial_D.clone()
+        attack = self.experiment.attack
+        defenses = {label: dict(defense.init()) for label, defense in self.experiment.defenses.items()}
+        return FederationState(0, global_D, global_D.clone(), dict(attack.init()) if attack else {}, defenses)
+
+    def twin(self) -> "Federation":
+        """The attack-free twin from the first round: same clients, batches and noise, the malicious ones train honestly."""
+        other = copy(self)
+        other.experiment = self.experiment.model_copy(update={"attack": None})
+        other.observers = []
+        other.paired = None
+        other.state = other._initial_state()
+        return other
+
+    def run(self) -> FederationState:
+        """All remaining rounds, then the final state."""
+        for observer in self.observers:
+            observer.start(self)
+        while self.state.round < self.experiment.rounds and not self.state.stopped:
+            report = self.round()
+            for observer in self.observers:
+                observer.round(self, report)
+        return self.state
+
+    def round(self) -> RoundReport:
+        """One communication round."""
+        clock = _Clock()
+        state, seed = self.state, self.bench.seed
+        cohort = self.experiment.participation.sample(state.round, len(self.assignment), seed)
+        jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
+        weights_C = torch.tensor([len(job.index) for job in jobs], dtype=self.bench.trainer.dtype)
+        weights_C = weights_C.to(state.global_D)
+        with clock("train"):
+            updates_CD = self._train(jobs)
+        with clock("poison"):
+            updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
+        with clock("defend"):
+            kept_CD, kept_weights_C, keep_C = self._defend(updates_CD, weights_C, poisoned_C, metrics)
+        with clock("aggregate"):
+            self._server_step(kept_CD, kept_weights_C, keep_C, poisoned_C, metrics)
+        if bool(poisoned_C.any()):
+            metrics |= stealth(updates_CD, poisoned_C)
+        if self._due(state.round):
+            with clock("evaluate"):
+                metrics |= self.evaluate()
+        if self.paired:
+            with clock("twin"):
+                metrics |= self._impact(metrics, self.paired.round().metrics)
+        return self._report(cohort, metrics | clock.metrics())
+
+    # The steps of a round
+
+    def _index(self, client: int) -> Tensor:
+        return self.assignment[client].to(self.data.train.y.device)
+
+    def _train(self, jobs: list[Job]) -> Tensor:
+        experiment = self.experiment
+        callbacks = experiment.client.callbacks
+
+        def build() -> list[Callback]:
+            return [config.build() for config in callbacks.values()]
+
+        return experiment.engine.train(
+            self.bench, self.state.global_D, jobs, experiment.client, self.state.round, build
+        )
+
+    def _poison(
+        self, cohort: Cohort, jobs: list[Job], updates_CD: Tensor, weights_C: Tensor
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Replace the malicious rows; returns the submitted updates, which rows are poisoned, and the attack's figures."""
+        attack = self.experiment.attack
+        malicious_C = cohort.malicious.to(updates_CD.device)
+        if attack is None or not cohort.adversarial or not bool(malicious_C.any()):
+            return updates_CD, torch.zeros_like(malicious_C), {}
+        view = View(
+            knowledge=attack.knowledge,
+            visible=attack.visible_updates,
+            round=self.state.round,
+            cohort=cohort,
+            global_D=self.state.global_D.clone(),
+            previous_D=self.state.previous_D.clone(),
+            server_lr=self.experiment.server.lr,
+            classes=self.data.classes,
+            objective=attack.objective,
+            client=self.experiment.client,
+            _goal=self.goal,
+            _honest_CD=updates_CD,
+            _weights_C=weights_C,
+            _jobs=jobs,
+            _bench=self.bench,
+            _engine=self.experiment.engine,
+            _aggregator=self.experiment.aggregator,
+            _defenses=self.experiment.defenses,
+        )
+        poisoned = attack.poison(view, self.state.attack)
+        expected = (int(malicious_C.sum()), updates_CD.shape[1])
+        if poisoned.updates.shape != expected:
+            raise ValueError(f"{attack.name} returned updates of shape {list(poisoned.updates.shape)}, not {expected}")
+        self.state.attack = dict(poisoned.state)
+        submitted_CD = updates_CD.clone()
+        submitted_CD[malicious_C] = poisoned.updates.to(updates_CD)
+        return submitted_CD, malicious_C, {f"attack/{name}": value for name, value in poisoned.metrics.items()}
+
+    def _defend(
+        self, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Finite rows through every defense in order; returns the surviving rows, their weights, and which survived."""
+        keep_C = finite_rows(updates_CD)
+        if not bool(keep_C.all()):
+            metrics["server/non_finite"] = float((~keep_C).sum())
+        for label, defense in self.experiment.defenses.items():
+            rows = torch.nonzero(keep_C).flatten()
+            if not len(rows):
+                break
+            part_CD, part_C = updates_CD[rows], weights_C[rows]
+            verdict = defense.apply(part_CD, self._context(part_C), self.state.defenses[label])
+            updates_CD, weights_C = updates_CD.clone(), weights_C.clone()
+            updates_CD[rows], weights_C[rows] = verdict.updates_CD, verdict.weights_C
+            keep_C[rows] = verdict.keep_C
+            self.state.defenses[label] = dict(verdict.state)
+            prefix = f"defense/{label}"
+            metrics |= detection(verdict.keep_C, poisoned_C[rows], verdict.scores_C, prefix)
+            metrics |= {f"{prefix}/{name}": value for name, value in verdict.metrics.items()}
+        if self.experiment.defenses:
+            metrics |= detection(keep_C, poisoned_C, None, "defense")
+        return updates_CD[keep_C], weights_C[keep_C], keep_C
+
+    def _context(self, weights_C: Tensor) -> ServerContext:
+        seed, round = self.bench.seed, self.state.round
+        return ServerContext(
+            round=round,
+            global_D=self.state.global_D,
+            previous_D=self.state.previous_D,
+            aggregator=self.experiment.aggregator,
+            weights_C=weights_C,
+            validation=self.data.validation,
+            predict=self.bench.flat.scores,
+            losses=self.bench.flat.losses,
+            generator=lambda purpose: generator(seed, f"defense {purpose}", round),
+        )
+
+    def _server_step(
+        self, kept_CD: Tensor, weights_C: Tensor, keep_C: Tensor, poisoned_C: Tensor, metrics: Metrics
+    ) -> None:
+        """Aggregate what is left and move the global model; it stays where it is when nothing is left."""
+        state = self.state
+        state.previous_D = state.global_D
+        if not len(kept_CD):
+            metrics["server/skipped"] = 1.0
+            if metrics.get("server/non_finite") == len(keep_C):
+                state.stopped = f"diverged: every update of round {state.round} holds NaN or Inf"
+            return
+        rule = self.experiment.aggregator.without(int((~keep_C).sum()))
+        aggregate = rule(kept_CD, weights_C)
+        if bool(poisoned_C.any()):
+            influence_C = rule.influence(kept_CD, weights_C)
+            metrics["attack/selected"] = float(influence_C[poisoned_C[keep_C]].sum())
+        candidate_D = state.global_D + self.experiment.server.lr * aggregate.update
+        if not bool(torch.isfinite(candidate_D).all()):
+            state.stopped = f"diverged: the global model of round {state.round} would hold NaN or Inf"
+            return
+        state.global_D = candidate_D
+
+    def _due(self, round: int) -> bool:
+        return (round + 1) % self.experiment.evaluation.every == 0 or round + 1 == self.experiment.rounds
+
+    def evaluate(self) -> Metrics:
+        """Figures of the current global model."""
+        attacked = self.experiment.attack is not None
+        return evaluate(self.bench.flat, self.state.global_D, self.goal, self.data.classes, attacked)
+
+    def _impact(self, attacked: Metrics, honest: Metrics) -> Metrics:
+        """Paired differences to the attack-free twin, and the attack effect on parameters ||W - W~||."""
+        twin = self.paired.state.global_D if self.paired else self.state.global_D
+        figures = {"impact/aep": float((self.state.global_D - twin).norm())}
+        for name, figure in (("global/accuracy", "impact/accuracy_drop"), ("global/loss", "impact/loss_drop")):
+            if name in attacked and name in honest:
+                figures[figure] = honest[name] - attacked[name]
+        return figures
+
+    def _report(self, cohort: Cohort, metrics: Metrics) -> RoundReport:
+        state = self.state
+        report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
+        loss = metrics.get("global/loss", 0.0)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            state.stopped = f"diverged: global/loss of round {state.round} is {loss}"
+        success = metrics.get("attack/success")
+        if success is not None and success >= state.strongest.get("metrics", {}).get("attack/success", -1.0):
+            state.strongest = {"round": state.round, "metrics": report.metrics, "model": state.global_D}
+        state.history.append(report.metrics)
+        state.round += 1
+        return report
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values and CPU tensors."""
+        saved = dict(vars(self.state))
+        if self.paired:
+            saved["paired"] = vars(self.paired.state)
+        return {name: _to(value, torch.device("cpu")) for name, value in saved.items()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        device = self.state.global_D.device
+        moved = {name: _to(value, device) for name, value in saved.items()}
+        paired = moved.pop("paired", None)
+        self.state = FederationState(**moved)
+        if self.paired:
+            self.paired.state = FederationState(**paired)
+
+
+class _Clock:
+    """Seconds spent in the named parts of a round."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.parts[f"time/{part}"] = time.perf_counter() - before
+
+    def metrics(self) -> Metrics:
+        return self.parts | {"time/round": time.perf_counter() - self.begin}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Nested mappings and lists with every tensor on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to(item, device) for item in value]
+    return value

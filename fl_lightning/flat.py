@@ -1,0 +1,90 @@
+"""A network seen as a function of one parameter vector `[D]`: the form in which servers and attackers handle it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fl_lightning.data import Samples
+from fl_lightning.losses import LOSSES, predict
+from fl_lightning.models import Loss
+
+__all__ = ["FlatNetwork"]
+
+CHUNK = 4096
+"""Inputs that are scored at once: enough to keep the cores busy, little enough to stay in memory."""
+
+
+class FlatNetwork:
+    """The architecture of a federation and its loss, evaluated at any parameter vector.
+
+    Args:
+        network: the architecture; its own parameters are only read by `vector`.
+        loss: name of the per-sample loss.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss):
+        self.network = network
+        self.loss = loss
+        self._loss = LOSSES[loss]
+        parameters = dict(network.named_parameters())
+        self.names = list(parameters)
+        self.shapes = [p.shape for p in parameters.values()]
+        self.sizes = [p.numel() for p in parameters.values()]
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters D."""
+        return sum(self.sizes)
+
+    def vector(self) -> Tensor:
+        """`[D]` a copy of the network's current parameters."""
+        return torch.cat([p.detach().flatten() for p in self.network.parameters()])
+
+    def split(self, theta_D: Tensor) -> dict[str, Tensor]:
+        """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""
+        parts = theta_D.split(self.sizes, dim=-1)
+        named = zip(self.names, parts, self.shapes, strict=True)
+        return {name: part.view(*theta_D.shape[:-1], *shape) for name, part, shape in named}
+
+    @torch.no_grad()
+    def load_(self, theta_D: Tensor) -> nn.Module:
+        """Copy a vector into the network's own parameters and return the network."""
+        for parameter, part in zip(self.network.parameters(), self.split(theta_D).values(), strict=True):
+            parameter.copy_(part)
+        return self.network
+
+    def scores(self, theta_D: Tensor, x: Tensor) -> Tensor:
+        """`[n, K]` scores in eval mode, without gradients."""
+        parameters = self.split(theta_D)
+        with self._eval_mode(), torch.inference_mode():
+            return torch.cat([functional_call(self.network, parameters, (part,)) for part in x.split(CHUNK)])
+
+    def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
+        """`[n]` per-sample losses in eval mode, without gradients."""
+        return self._loss(self.scores(theta_D, samples.x), samples.y)
+
+    def accuracy(self, theta_D: Tensor, samples: Samples) -> float:
+        """Share of samples classified as `samples.y`."""
+        return float((predict(self.scores(theta_D, samples.x)) == samples.y).double().mean())
+
+    def gradient(self, theta_D: Tensor, samples: Samples) -> Tensor:
+        """`[D]` gradient of the mean loss over all samples, in eval mode."""
+        theta_D = theta_D.detach().requires_grad_()
+        total_D = torch.zeros_like(theta_D)
+        with self._eval_mode(), torch.enable_grad():
+            for x, y in zip(samples.x.split(CHUNK), samples.y.split(CHUNK), strict=True):
+                loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
+                total_D += torch.autograd.grad(loss, theta_D)[0]
+        return total_D
+
+    @contextmanager
+    def _eval_mode(self) -> Iterator[None]:
+        before = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(before)

@@ -1,0 +1,8 @@
+"""Figures of a round: accuracy, the attacker's success, stealth, detection."""
+
+from fl_lightning.metrics._detection import detection
+from fl_lightning.metrics._evaluation import evaluate
+from fl_lightning.metrics._picture import curves
+from fl_lightning.metrics._stealth import stealth
+
+__all__ = ["curves", "detection", "evaluate", "stealth"]

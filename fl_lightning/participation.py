@@ -1,0 +1,182 @@
+"""Who takes part in a round, who is malicious, and in which rounds the attack happens."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fl_lightning.randomness import generator
+from fl_lightning.registry import Component, ConfigError, Registry, Slot, component
+
+
+class Schedule(Component, ABC):
+    """Decides in which rounds the malicious clients attack; in all others they train honestly."""
+
+    @abstractmethod
+    def adversarial(self, round: int, seed: int) -> bool:
+        """Whether `round` (from 0) is an adversarial round."""
+
+
+@component
+class Always(Schedule):
+    """Attack in every round."""
+
+    name: ClassVar[str] = "always"
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """True."""
+        return True
+
+
+@component
+class FromRound(Schedule):
+    """Attack in every round from `round` on (the papers' multiple shots, `MA_t`)."""
+
+    name: ClassVar[str] = "from_round"
+    round: int = Field(ge=0)
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """True from `self.round` on."""
+        return round >= self.round
+
+
+@component
+class Once(Schedule):
+    """Attack in one round only (the papers' single shot, `SA_t`)."""
+
+    name: ClassVar[str] = "once"
+    round: int = Field(ge=0)
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """True in `self.round`."""
+        return round == self.round
+
+
+@component
+class Random(Schedule):
+    """Attack in each round with a probability, independently."""
+
+    name: ClassVar[str] = "random"
+    probability: float = Field(ge=0, le=1)
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """A coin keyed by seed and round."""
+        return float(torch.rand((), generator=generator(seed, "schedule", round))) < self.probability
+
+
+class Cohort(NamedTuple):
+    """The participants of a round.
+
+    Attributes:
+        clients: `[C]` client ids, ascending.
+        malicious: `[C]` bool, which of them are malicious.
+        adversarial: whether the malicious ones attack in this round.
+    """
+
+    clients: Tensor
+    malicious: Tensor
+    adversarial: bool
+
+
+@component
+class Participation(Component, ABC):
+    """Draws the participants of each round.
+
+    Attributes:
+        malicious: number of malicious clients M in the population; their ids are drawn by seed.
+        schedule: the adversarial rounds.
+        forced: True: all malicious clients take part in adversarial rounds and in no other. False: they are sampled
+            like everybody else.
+    """
+
+    malicious: int = Field(default=0, ge=0)
+    schedule: Annotated[Schedule, Slot("schedule")] = Field(default_factory=Always)
+    forced: bool = False
+
+    @abstractmethod
+    def per_round(self, n_clients: int) -> int:
+        """Number of participants a round, C, in a population of `n_clients`."""
+
+    def check(self, n_clients: int) -> None:
+        """Refuse impossible numbers.
+
+        Raises:
+            ConfigError: more malicious clients or participants than there are clients.
+        """
+        if self.malicious > n_clients:
+            raise ConfigError(f"at most {n_clients} clients can be malicious, got {self.malicious}", "malicious")
+        size = self.per_round(n_clients)
+        if size > n_clients:
+            raise ConfigError(f"{size} participants a round need at least as many clients, got {n_clients}")
+        if self.forced and self.malicious > size:
+            raise ConfigError(f"{self.malicious} forced malicious clients do not fit into a round of {size}", "forced")
+        if self.forced and size > n_clients - self.malicious:
+            benign = n_clients - self.malicious
+            raise ConfigError(f"honest rounds need {size} benign clients when forced, there are {benign}", "forced")
+
+    def malicious_clients(self, n_clients: int, seed: int) -> Tensor:
+        """`[M]` ids of the malicious clients, ascending."""
+        order = torch.randperm(n_clients, generator=generator(seed, "malicious"))
+        return order[: self.malicious].sort().values
+
+    def sample(self, round: int, n_clients: int, seed: int) -> Cohort:
+        """The participants of `round`; a function of its arguments alone."""
+        bad = torch.zeros(n_clients, dtype=torch.bool)
+        bad[self.malicious_clients(n_clients, seed)] = True
+        adversarial = self.schedule.adversarial(round, seed)
+        size = self.per_round(n_clients)
+        order = torch.randperm(n_clients, generator=generator(seed, "participation", round))
+        if self.forced:
+            forced = order[bad[order]] if adversarial else order[:0]
+            order = torch.cat([forced, order[~bad[order]]])
+        clients = order[:size].sort().values
+        return Cohort(clients, bad[clients], adversarial)
+
+
+@component
+class Full(Participation):
+    """Every client takes part in every round."""
+
+    name: ClassVar[str] = "full"
+
+    @model_validator(mode="after")
+    def _not_forced(self) -> "Full":
+        if self.forced:
+            raise ValueError("'forced' has no meaning when everybody takes part")
+        return self
+
+    def per_round(self, n_clients: int) -> int:
+        """All clients."""
+        return n_clients
+
+
+@component
+class Fraction(Participation):
+    """A random fraction of the clients takes part in each round, at least one."""
+
+    name: ClassVar[str] = "fraction"
+    fraction: float = Field(gt=0, le=1)
+
+    def per_round(self, n_clients: int) -> int:
+        """The rounded fraction of all clients."""
+        return max(1, round(self.fraction * n_clients))
+
+
+@component
+class KOfN(Participation):
+    """Exactly `k` random clients take part in each round."""
+
+    name: ClassVar[str] = "k_of_n"
+    k: int = Field(ge=1)
+
+    def per_round(self, n_clients: int) -> int:
+        """`k`."""
+        return self.k
+
+
+REGISTRIES = {
+    "participation": Registry("participation", [Full, Fraction, KOfN]),
+    "schedule": Registry("schedule", [Always, FromRound, Once, Random]),
+}

@@ -39,11 +39,14 @@ class Checkpoint:
         self.path = path
         self.every = every
 
-    def start(self, federation: Federation) -> None:
+    def restore(self, federation: Federation) -> None:
         """Continue from the checkpoint where there is one."""
         if self.path.is_file():
             saved: dict[str, Any] = torch.load(self.path, weights_only=True)
             federation.load_state_dict(saved)
+
+    def start(self, federation: Federation) -> None:
+        """Nothing to do."""
 
     def round(self, federation: Federation, report: RoundReport) -> None:
         """Save the state after a round."""

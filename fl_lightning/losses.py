@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl_lightning.data._dataset import Task
+from fl_lightning.data import Task
 from fl_lightning.models import Loss, Model
 from fl_lightning.registry import ConfigError
 

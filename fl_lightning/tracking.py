@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,7 +29,7 @@ import mlflow.pytorch  # noqa: E402, TID251
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402, TID251
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402, TID251
+from mlflow.entities import Metric, Param, Run  # noqa: E402, TID251
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402, TID251
 from mlflow.exceptions import MlflowException  # noqa: E402, TID251
 from mlflow.models import infer_signature  # noqa: E402, TID251
@@ -37,7 +38,7 @@ from safetensors.torch import save_file  # noqa: E402
 from fl_lightning.config import Experiment, dump  # noqa: E402
 from fl_lightning.federation import Federation, RoundReport  # noqa: E402
 from fl_lightning.journal import Entry, Journal  # noqa: E402
-from fl_lightning.metrics import curves  # noqa: E402
+from fl_lightning.metrics import Interval, curves  # noqa: E402
 from fl_lightning.partition import plot as plot_partition  # noqa: E402
 from fl_lightning.paths import runs_folder  # noqa: E402
 from fl_lightning.registry import ConfigError  # noqa: E402
@@ -69,9 +70,8 @@ def client() -> MlflowClient:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise ConfigError(
-                f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can"
-            )
+            reason = f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can be written"
+            raise ConfigError(reason) from None
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient(uri)
@@ -166,6 +166,60 @@ def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = 
     store.set_terminated(run_id, status)
 
 
+def find_run(store: MlflowClient, run_id: str) -> Run:
+    """An MLflow run.
+
+    Raises:
+        ConfigError: there is none with this id.
+    """
+    try:
+        return store.get_run(run_id)
+    except MlflowException:
+        raise ConfigError(f"no run {run_id!r} in {tracking_uri()}") from None
+
+
+def last_step(store: MlflowClient, run_id: str) -> int:
+    """The last round that a run has logged, -1 when there is none."""
+    return max((metric.step for metric in store.get_metric_history(run_id, "time/round")), default=-1)
+
+
+def children(store: MlflowClient, run_id: str) -> dict[int, str]:
+    """Runs under a parent by seed; the oldest where a seed was started twice."""
+    parent = find_run(store, run_id)
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    found = store.search_runs(
+        [parent.info.experiment_id], query, order_by=["attributes.start_time DESC"], max_results=5000
+    )
+    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in found}
+
+
+def end_children(run_id: str, status: str, reason: str) -> None:
+    """End every child run that is still RUNNING."""
+    store = client()
+    parent = find_run(store, run_id)
+    query = f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'RUNNING'"
+    for run in store.search_runs([parent.info.experiment_id], query, max_results=5000):
+        end_run(store, run.info.run_id, status, reason)
+
+
+def log_study_pictures(store: MlflowClient, run_id: str, study: Any) -> None:
+    """Optuna's own plots of a study as artifacts."""
+    import optuna.visualization.matplotlib as plots
+
+    for name, plot in (("history", plots.plot_optimization_history), ("slices", plots.plot_slice)):
+        axes = plot(study)
+        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+        store.log_figure(run_id, figure, f"search_{name}.png")
+
+
+def log_summary(store: MlflowClient, run_id: str, spread: Mapping[str, Interval]) -> None:
+    """Means of several seeds as metrics of their parent, and the intervals as a table."""
+    now = int(time.time() * 1000)
+    store.log_batch(run_id, metrics=[Metric(name, one.mean, now, 0) for name, one in spread.items()])
+    rows = "".join(f"| {name} | {one} |\n" for name, one in spread.items())
+    store.log_text(run_id, f"| metric | mean and 95 % interval |\n|---|---|\n{rows}", "summary.md")
+
+
 def git_revision() -> str:
     """Revision of the source, with `+` when it has local changes; `unknown` outside a repository."""
     here = Path(__file__).parent
@@ -251,8 +305,17 @@ class Tracker:
         registered = None
         if not state.stopped and self.experiment.attack and self.experiment.tracking.register != "never":
             registered = register(self.store, self.experiment, uri, self.run_id, figures)
+        self.store.set_tag(self.run_id, "fl.model_uri", uri)
+        if registered:
+            self.store.set_tag(self.run_id, "fl.registered_model", registered)
         end_run(self.store, self.run_id, "FINISHED", state.stopped)
         return uri, registered
+
+    def abandon(self, status: str, reason: str) -> None:
+        """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly."""
+        left = self.journal.close(patience=5.0)
+        if not left:
+            end_run(self.store, self.run_id, status, reason[:500])
 
     def _picture(self, figure: Figure, name: str) -> None:
         self.store.log_figure(self.run_id, figure, name)
@@ -342,3 +405,16 @@ def register(
     if stronger:
         store.set_registered_model_alias(name, "strongest", registered.version)
     return f"{name}/{registered.version}"
+
+
+def registered_models(attack: str | None = None, aggregator: str | None = None) -> list[ModelVersion]:
+    """All registered versions with their aliases and figures as tags, the most successful first."""
+    store = client()
+    versions = []
+    for model in store.search_registered_models():
+        for version in store.search_model_versions(f"name='{model.name}'"):
+            full = store.get_model_version(version.name, version.version)
+            wanted = {"attack": attack, "aggregator": aggregator}
+            if all(value in (None, full.tags.get(key)) for key, value in wanted.items()):
+                versions.append(full)
+    return sorted(versions, key=lambda version: -float(version.tags.get("attack/success", 0)))

@@ -30,7 +30,7 @@ class Aggregator(Component, ABC):
     A rule that tolerates `n_byzantine` rows counts every left-out row as one of them.
 
     Attributes:
-        robust: whether the result stays near the honest rows when `n_byzantine` others are arbitrary.
+        robust: whether the result stays near the honest rows when the `tolerated` number of others is arbitrary.
         translation_equivariant: whether moving every row by the same vector moves the result by it.
     """
 
@@ -71,10 +71,18 @@ class Aggregator(Component, ABC):
             ValueError: with the violated condition and its numbers.
         """
 
+    def tolerated(self, n_clients: int) -> int:
+        """How many of `n_clients` rows may be arbitrary: `n_byzantine`, or any minority where a rule has no such setting."""
+        if not self.robust:
+            return 0
+        n_byzantine: int | None = getattr(self, "n_byzantine", None)
+        return (n_clients - 1) // 2 if n_byzantine is None else n_byzantine
+
     def influence(self, updates_CD: Tensor, weights_C: Tensor | None = None, result: Aggregate | None = None) -> Tensor:
         """`[C]` share of each row in what the server used, summing to 1.
 
-        Rules that keep or drop whole rows share equally among the kept ones; coordinate rules count the values that survive.
+        Rules that keep or drop whole rows share equally among the kept ones; coordinate rules count the values that
+        survive.
 
         Args:
             updates_CD: `[C, D]` as in the call.
@@ -99,8 +107,8 @@ class Aggregator(Component, ABC):
     def without(self, removed: int) -> Self:
         """The same rule after `removed` suspicious rows are gone: it tolerates that many fewer.
 
-        As C - f does not grow and f shrinks, a condition such as C > 2f + 2 that held before still holds afterwards, unless
-        more rows were removed than the rule tolerates.
+        As C - f does not grow and f shrinks, a condition such as C > 2f + 2 that held before still holds
+        afterwards, unless more rows were removed than the rule tolerates.
         """
         if not removed or getattr(self, "n_byzantine", None) is None:
             return self
@@ -124,7 +132,7 @@ class Aggregator(Component, ABC):
 
 
 def check_input(updates_CD: Tensor, weights_C: Tensor | None) -> None:
-    """Raise ValueError unless there are floating-point updates `[C, D]` and, if given, weights that can be normalised."""
+    """Raise ValueError unless the updates are floating point `[C, D]` and weights, if given, can be normalised."""
     if updates_CD.ndim != 2 or not updates_CD.is_floating_point() or not len(updates_CD):
         shape = f"{list(updates_CD.shape)} {updates_CD.dtype}"
         raise ValueError(f"updates must be floating point of shape [C, D] with C > 0, got {shape}")
@@ -142,7 +150,8 @@ def check_weights(weights_C: Tensor) -> None:
 
 def finite_rows(updates_CD: Tensor) -> Tensor:
     """`[C]` bool, which rows hold neither NaN nor Inf."""
-    # A row's sum is not finite if any entry is not; the few such rows are looked at again, as a sum may also overflow.
+    # A row's sum is not finite if any entry is not; the few such rows are looked at again, as a sum may also
+    # overflow.
     finite_C = torch.isfinite(updates_CD.sum(1))
     for row in torch.nonzero(~finite_C).flatten().tolist():
         finite_C[row] = torch.isfinite(updates_CD[row]).all()

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
-LANES, LANE_COLUMNS, TILE_ROWS = 8, 4096, 16  # a block: LANES batched products; only tiles on and below the diagonal
+LANES, LANE_COLUMNS, TILE_ROWS = 8, 4096, 16  # products are batched; tiles above the diagonal are left out
 ACCELERATOR_COLUMNS = 32_768
 CANCELLED = 0.01  # a distance below this share of the products it was computed from is computed again
 
 
-def gram(updates_CD: Tensor, centre: Tensor | int | None = None, *, rows: Tensor | None = None) -> Tensor:
+def gram(updates_CD: Tensor, centre: int | None = None, *, rows: Tensor | None = None) -> Tensor:
     """`[n, n]` float64 on the CPU: inner products of the rows, measured from one of them.
 
-    Products are taken in float32 over blocks of columns that stay in cache and summed in float64; accelerators, which would
-    be free to round float32 to TF32, multiply in float64. When float32 overflows or underflows, everything is in float64.
+    Products are taken in float32 over blocks of columns that stay in cache and summed in float64; accelerators,
+    which would be free to round float32 to TF32, multiply in float64. When float32 overflows or underflows,
+    everything is in float64.
 
     Args:
         updates_CD: `[C, D]` finite.
@@ -27,26 +28,27 @@ def gram(updates_CD: Tensor, centre: Tensor | int | None = None, *, rows: Tensor
     return products
 
 
-def blocked_gram(updates_CD: Tensor, centre: Tensor | int | None, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+def blocked_gram(updates_CD: Tensor, centre: int | None, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`gram` with products in the given precision."""
     n_rows, n_columns = len(updates_CD) if rows is None else len(rows), updates_CD.shape[1]
     products = torch.zeros(n_rows, n_rows, dtype=torch.float64)
     lane = ACCELERATOR_COLUMNS if updates_CD.is_cuda else LANE_COLUMNS
     tile = n_rows if updates_CD.is_cuda else TILE_ROWS
+    device = torch.device("cpu") if updates_CD.is_mps and dtype == torch.float64 else updates_CD.device
     start = 0
     while start < n_columns:
         lanes = min(LANES, max(1, (n_columns - start) // lane))
         columns = slice(start, start + lanes * lane)
         start = columns.stop
         block = updates_CD[:, columns] if rows is None else updates_CD[rows, columns]
-        block = block.to(dtype)
+        block = block.to(device, dtype)
         if centre is not None:
-            block = block - updates_CD[centre, columns].to(dtype)
-        block = block.unflatten(1, (lanes, -1)).transpose(0, 1)
+            block = block - updates_CD[centre, columns].to(device, dtype)
+        block = block.reshape(n_rows, lanes, -1).transpose(0, 1)
         for top in range(0, n_rows, tile):
             bottom = top + tile
             part = torch.bmm(block[:, top:bottom], block[:, :bottom].mT)
-            products[top:bottom, :bottom] += part.sum(0, dtype=part.dtype).cpu()
+            products[top:bottom, :bottom] += part.cpu().double().sum(0)
     lower = products.tril()
     return lower + lower.tril(-1).T
 
@@ -54,15 +56,16 @@ def blocked_gram(updates_CD: Tensor, centre: Tensor | int | None, rows: Tensor |
 def squared_distances(updates_CD: Tensor) -> Tensor:
     """Squared Euclidean distances between all pairs of rows.
 
-    |x_i - x_j|^2 = <x_i, x_i> + <x_j, x_j> - 2 <x_i, x_j> loses all digits when the rows nearly coincide. Pairs whose distance
-    is small against the products are therefore computed again with one of these rows as the origin, until none is left;
-    independent rows need one pass, a cluster of near-copies one more pass over its rows.
+    |x_i - x_j|^2 = <x_i, x_i> + <x_j, x_j> - 2 <x_i, x_j> loses all digits when the rows nearly coincide. Pairs
+    whose distance is small against the products are therefore computed again with one of these rows as the origin,
+    until none is left; independent rows need one pass, a cluster of near-copies one more pass over its rows.
 
     Args:
         updates_CD: `[C, D]` finite floating point.
 
     Returns:
-        `[C, C]` float64 on the CPU, symmetric, 0 on the diagonal; identical rows have identical distances to all others.
+        `[C, C]` float64 on the CPU, symmetric, 0 on the diagonal; identical rows have identical distances to all
+        others.
     """
     squared_CC, doubtful_CC = from_products(gram(updates_CD))
     while bool(doubtful_CC.any()):

@@ -1,10 +1,10 @@
 """Krum: the update that lies closest to its C - f - 2 nearest others.
 
 References:
-    Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient descent",
-    NeurIPS 2017, section 3 (squared distances).
-    Wei, Li, Ding, Ma, Su, Zhang, Poor, "Covert model poisoning against federated learning: algorithm design and optimization",
-    IEEE TDSC 2023, uses plain distances: `squared=False`. The choice can differ.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient
+    descent", NeurIPS 2017, section 3 (squared distances).
+    Wei, Li, Ding, Ma, Su, Zhang, Poor, "Covert model poisoning against federated learning: algorithm design and
+    optimization", IEEE TDSC 2023, uses plain distances: `squared=False`. The choice can differ.
 """
 
 from typing import ClassVar
@@ -39,20 +39,20 @@ def krum_scores(updates_CD: Tensor, n_byzantine: int, *, squared: bool = True) -
         squared: sum squared distances (as in the original paper) or plain ones.
 
     Returns:
-        `[C]` float64, on the device of the updates; smaller is better.
+        `[C]` float64 on the CPU; smaller is better.
 
     Raises:
         ValueError: C <= 2f + 2.
 
     Example:
         >>> krum_scores(torch.tensor([[0.0], [1.0], [3.0], [9.0]]), 0)
-        tensor([10.,  5., 13., 100.], dtype=torch.float64)
+        tensor([ 10.,   5.,  13., 100.], dtype=torch.float64)
     """
     check_krum(len(updates_CD), n_byzantine)
     distances_CC = squared_distances(updates_CD)
     if not squared:
         distances_CC = distances_CC.sqrt()
-    return nearest_sums(distances_CC, len(updates_CD) - n_byzantine - 2).to(updates_CD.device)
+    return nearest_sums(distances_CC, len(updates_CD) - n_byzantine - 2)
 
 
 def lowest(scores_C: Tensor, count: int) -> Tensor:
@@ -78,7 +78,15 @@ def krum(updates_CD: Tensor, n_byzantine: int, *, squared: bool = True) -> Tenso
         >>> krum(torch.tensor([[0.0], [1.0], [2.0], [3.0], [99.0]]), 1)
         tensor([1.])
     """
-    return updates_CD[lowest(krum_scores(updates_CD, n_byzantine, squared=squared), 1)[0]].clone()
+    best = lowest(krum_scores(updates_CD, n_byzantine, squared=squared), 1)
+    return updates_CD[int(best)].clone()
+
+
+def verdict(updates_CD: Tensor, rows: Tensor, scores_C: Tensor) -> tuple[Tensor, Tensor]:
+    """`kept` and `scores` of an `Aggregate`, on the device of the updates."""
+    kept_C = torch.zeros(len(updates_CD), dtype=torch.bool).index_fill_(0, rows, True)
+    dtype = torch.promote_types(updates_CD.dtype, torch.float32)
+    return kept_C.to(updates_CD.device), scores_C.to(updates_CD.device, dtype)
 
 
 @component
@@ -97,5 +105,4 @@ class Krum(Aggregator):
         """One row is kept; the scores are Krum's."""
         scores_C = krum_scores(updates_CD, self.n_byzantine, squared=self.squared)
         best = lowest(scores_C, 1)
-        kept_C = torch.zeros_like(scores_C, dtype=torch.bool).index_fill_(0, best, True)
-        return Aggregate(updates_CD[best[0]].clone(), kept_C, scores_C)
+        return Aggregate(updates_CD[int(best)].clone(), *verdict(updates_CD, best, scores_C))

@@ -1,8 +1,8 @@
 """The (weighted) mean of the updates: FedAvg's rule, robust against nobody.
 
 References:
-    McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-efficient learning of deep networks from decentralized
-    data", AISTATS 2017, algorithm 1.
+    McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-efficient learning of deep networks from
+    decentralized data", AISTATS 2017, algorithm 1.
 """
 
 from typing import ClassVar
@@ -37,7 +37,7 @@ def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
     shares_C = (weights_C / weights_C.sum()).to(dtype)
     if updates_CD.dtype == dtype:
         return shares_C @ updates_CD
-    blocks = updates_CD.split(HALF_COLUMNS, dim=1)
+    blocks = torch.split(updates_CD, HALF_COLUMNS, dim=1)
     return torch.cat([(shares_C @ block.to(dtype)).to(updates_CD.dtype) for block in blocks])
 
 

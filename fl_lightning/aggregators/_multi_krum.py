@@ -1,8 +1,9 @@
 """Multi-Krum: the mean of the updates with the best Krum scores.
 
 References:
-    Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient descent",
-    NeurIPS 2017, section 5. The paper leaves the number m of averaged updates open; C - f is the largest that can be honest.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient
+    descent", NeurIPS 2017, section 5. The paper leaves the number m of averaged updates open; C - f is the largest
+    that can be honest.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest
+from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, verdict
 from fl_lightning.aggregators._mean import mean
 from fl_lightning.registry import component
 
@@ -52,7 +53,17 @@ def multi_krum(
         >>> multi_krum(torch.tensor([[0.0], [1.0], [2.0], [3.0], [99.0]]), 1)
         tensor([1.5000])
     """
-    return MultiKrum(n_byzantine=n_byzantine, m=m, squared=squared)(updates_CD, weights_C).update
+    check_multi_krum(len(updates_CD), n_byzantine, m)
+    scores_C = krum_scores(updates_CD, n_byzantine, squared=squared)
+    return mean_of(updates_CD, lowest(scores_C, m or len(updates_CD) - n_byzantine), weights_C)
+
+
+def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tensor:
+    """Mean of some rows, without copying them; equal weights if theirs are not given or all zero."""
+    selected_C = torch.zeros(len(updates_CD), device=updates_CD.device)
+    selected_C[rows] = 1
+    weighted_C = selected_C if weights_C is None else selected_C * weights_C.to(selected_C.device)
+    return mean(updates_CD, weighted_C if bool(weighted_C.any()) else selected_C)
 
 
 @component
@@ -63,3 +74,19 @@ class MultiKrum(Aggregator):
     n_byzantine: int = Field(ge=0)
     m: int | None = Field(default=None, ge=1)
     squared: bool = True
+
+    def check(self, n_clients: int) -> None:
+        """C > 2f + 2 and m <= C - f."""
+        check_multi_krum(n_clients, self.n_byzantine, self.m)
+
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
+        """The m averaged rows are kept; the scores are Krum's."""
+        scores_C = krum_scores(updates_CD, self.n_byzantine, squared=self.squared)
+        best = lowest(scores_C, self.m or len(updates_CD) - self.n_byzantine)
+        return Aggregate(mean_of(updates_CD, best, weights_C), *verdict(updates_CD, best, scores_C))
+
+    def without(self, removed: int) -> Self:
+        """Also averages fewer rows once more are gone than the rule tolerates."""
+        if self.m is None or removed <= self.n_byzantine:
+            return super().without(removed)
+        return replace(self, n_byzantine=0, m=max(1, self.m - (removed - self.n_byzantine)))

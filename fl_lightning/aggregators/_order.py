@@ -1,8 +1,9 @@
 """Order statistics of the rows, column by column.
 
-On a CPU the columns are taken in blocks that stay in cache, and a block goes through a sorting network: a fixed list of
-comparators, each a `torch.minimum` and a `torch.maximum` of two rows. Comparators that the wanted ranks do not depend on are
-left out, the rest are joined into calls on many rows at once. For 50 rows this is about 20 times faster than `torch.sort`.
+On a CPU the columns are taken in blocks that stay in cache, and a block goes through a sorting network: a fixed
+list of comparators, each a `torch.minimum` and a `torch.maximum` of two rows. Comparators that the wanted ranks do
+not depend on are left out, the rest are joined into calls on many rows at once. For 50 rows this is about 20 times
+faster than `torch.sort`.
 
 References:
     Batcher, "Sorting networks and their applications", AFIPS 1968; the form used here, for any number of rows, is
@@ -16,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Measured on two cores for 5 to 1,000 rows: smaller blocks drown in call overhead, larger ones leave the cache; with fewer
-# columns the network's several hundred calls cost more than one torch.sort; up to 1,000 rows it is at least 2 times faster.
+# Measured on two cores for 5 to 1,000 rows: smaller blocks drown in call overhead, larger ones leave the cache;
+# with fewer columns the network's several hundred calls cost more than one torch.sort; up to 1,000 rows it is at
+# least 2 times faster.
 BLOCK_ENTRIES = 1_600_000
 NETWORK_MIN_COLUMNS = 1_000
 NETWORK_MAX_ROWS = 2_000
@@ -48,7 +50,7 @@ def written_to(buffer: int) -> int:
 
 
 def comparators(n_rows: int) -> Iterator[tuple[int, list[int]]]:
-    """Layers (distance, lows): rows i and i + distance are put in order for every i in lows; in the end all are sorted."""
+    """Layers (distance, lows): rows i and i + distance are put in order for every i in lows; then all are sorted."""
     first = part = 1 << max(0, (n_rows - 1).bit_length() - 1)
     while part:
         reach, bits, distance = first, 0, part

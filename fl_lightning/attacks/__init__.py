@@ -1,24 +1,37 @@
 """Attacks: what malicious clients submit, and the objectives that they serve."""
 
+from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._gaussian import Gaussian
+from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
+from fl_lightning.attacks._fang_median import FangMedian
+from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean, beyond_extremes, beyond_spread, fang_trimmed_mean
+from fl_lightning.attacks._gaussian import Gaussian, gaussian
+from fl_lightning.attacks._ipm import Ipm, ipm
 from fl_lightning.attacks._label_flip import LabelFlip
 from fl_lightning.attacks._model_replacement import ModelReplacement
 from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, TargetSamples, Trigger, Untargeted
+from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
 from fl_lightning.registry import Registry
 
 REGISTRIES = {
-    "attack": Registry("attack", [LabelFlip, Gaussian, ModelReplacement]),
+    "attack": Registry(
+        "attack", [LabelFlip, Gaussian, ModelReplacement, SignFlip, Alie, Ipm, FangKrum, FangTrimmedMean, FangMedian]
+    ),
     "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
 }
 
 __all__ = [
+    "Alie",
     "Attack",
     "Choice",
+    "FangKrum",
+    "FangMedian",
+    "FangTrimmedMean",
     "Gaussian",
     "Goal",
+    "Ipm",
     "Knowledge",
     "KnowledgeError",
     "LabelFlip",
@@ -26,9 +39,20 @@ __all__ = [
     "ModelReplacement",
     "Objective",
     "Poisoned",
+    "SignFlip",
     "TargetSamples",
     "Trigger",
     "Tunable",
     "Untargeted",
     "View",
+    "alie",
+    "beyond_extremes",
+    "beyond_spread",
+    "fang_krum",
+    "fang_krum_partial",
+    "fang_trimmed_mean",
+    "gaussian",
+    "ipm",
+    "largest_z",
+    "sign_flip",
 ]

@@ -60,7 +60,7 @@ class ModelReplacement(Attack):
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)
     boost: Annotated[float | None, Tunable(1, 50, log=True)] = Field(default=None, gt=0)
     poison_fraction: Annotated[float, Tunable(0.05, 0.6)] = Field(default=0.3, gt=0, lt=1)
-    epochs: Annotated[int | None, Tunable(1, 6)] = Field(default=None, ge=1)
+    epochs: Annotated[int | None, Tunable(1, 6, integer=True)] = Field(default=None, ge=1)
     lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
 
     def poison(self, view: View, state: State) -> Poisoned:

@@ -11,11 +11,13 @@ class Tunable:
         low: smallest value.
         high: largest value.
         log: whether to search on a logarithmic scale.
+        integer: whether only whole numbers make sense.
     """
 
     low: float
     high: float
     log: bool = False
+    integer: bool = False
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):

@@ -109,7 +109,27 @@ class View:
     @property
     def dirty_samples(self) -> list[Samples]:
         """For each malicious client, its samples made dirty by the objective (all get the same `target_samples`)."""
-        return [self.objective.dirty(own, self._goal, self.classes) for own in self.own_samples]
+        return [self.dirty(own) for own in self.own_samples]
+
+    def dirty(self, samples: Samples) -> Samples:
+        """Samples that the attackers know, made dirty by the objective."""
+        return self.objective.dirty(samples, self._goal, self.classes)
+
+    def draw(self, size: int, generator: torch.Generator) -> Samples:
+        """Clean samples drawn without replacement from all those that the attackers know.
+
+        Args:
+            size: how many; all of them when there are fewer.
+            generator: CPU generator.
+        """
+        jobs = self._jobs if self.knowledge == "full" else self._own_jobs
+        ends = torch.tensor([len(job.index) for job in jobs]).cumsum(0)
+        picked = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values
+        parts = []
+        for job, end in zip(jobs, ends.tolist(), strict=True):
+            rows = picked[(end - len(job.index) <= picked) & (picked < end)] - (end - len(job.index))
+            parts.append(job.samples[job.index[rows.to(job.index.device)]])
+        return Samples.cat(parts)
 
     @property
     def targets(self) -> Samples:
@@ -144,12 +164,31 @@ class View:
         Returns:
             `[M, D]` trained models minus the start.
         """
+        clients = [job.client for job in self._own_jobs]
+        return self._fit(clients, samples, client or self.client, callbacks, start_D)
+
+    def train_one(self, samples: Samples, client: Client | None = None, start_D: Tensor | None = None) -> Tensor:
+        """Train one model for all malicious clients, as the first of them; see `train`.
+
+        Returns:
+            `[D]` trained model minus the start.
+        """
+        return self._fit([self._own_jobs[0].client], [samples], client or self.client, list, start_D)[0]
+
+    def _fit(
+        self,
+        clients: Sequence[int],
+        samples: Sequence[Samples],
+        settings: Client,
+        callbacks: Callable[[], list[Callback]],
+        start_D: Tensor | None,
+    ) -> Tensor:
         jobs = [
-            Job(job.client, own, torch.arange(len(own), device=own.y.device))
-            for job, own in zip(self._own_jobs, samples, strict=True)
+            Job(client, own, torch.arange(len(own), device=own.y.device))
+            for client, own in zip(clients, samples, strict=True)
         ]
         start_D = self.global_D if start_D is None else start_D
-        return self._engine.train(self._bench, start_D, jobs, client or self.client, self.round, callbacks)
+        return self._engine.train(self._bench, start_D, jobs, settings, self.round, callbacks)
 
     # With partial knowledge
 
@@ -166,6 +205,13 @@ class View:
             return benign
         order = torch.randperm(len(benign), generator=self.generator("visible"))[: self.visible]
         return benign[order.sort().values.to(benign.device)]
+
+    @property
+    def known_updates(self) -> Tensor:
+        """`[H, D]` every honest update that the attackers know: their own first, then the visible benign ones."""
+        if self.knowledge == "none":
+            return self.own_updates
+        return torch.cat([self.own_updates, self.visible_updates])
 
     # With full knowledge
 

@@ -1,7 +1,7 @@
 """Data sets, held in memory as tensors."""
 
 from fl_lightning.data._cifar10 import Cifar10
-from fl_lightning.data._dataset import Data, Dataset, Samples
+from fl_lightning.data._dataset import Data, Dataset, Samples, Task
 from fl_lightning.data._digits import Digits
 from fl_lightning.data._fashion_mnist import FashionMnist
 from fl_lightning.data._files import DataError
@@ -25,6 +25,7 @@ __all__ = [
     "MnistParity",
     "Samples",
     "Status",
+    "Task",
     "get",
     "locate",
     "status",

@@ -4,7 +4,8 @@ The checksums are those of the published originals, unpacked: a copy is accepted
 """
 
 from fl_lightning.data._files import Files, Folder
-from fl_lightning.data._sources import Mirror, OpenMl, apt, npm, wheel
+from fl_lightning.data._packages import apt, npm, wheel
+from fl_lightning.data._sources import Mirror, OpenMl
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -19,7 +19,7 @@ from fl_lightning.data._dataset import Samples
 from fl_lightning.data._files import DataError, Files, Folder
 from fl_lightning.data._image_folder import Splits, read_archive, read_folder
 from fl_lightning.data._images import ImageData
-from fl_lightning.data._sources import regular
+from fl_lightning.data._packages import regular
 from fl_lightning.registry import component
 
 SHAPE = (3, 32, 32)

@@ -56,20 +56,23 @@ class Files:
             DataError: a file in the data folder has the wrong checksum (it is never replaced), or no source delivers.
         """
         contents: dict[str, bytes] = {}
+        folders: set[str] = set()
         tried: list[str] = []
         for file, checksum in self.checksums.items():
-            if path := self._in_data_folder(file):
+            own = self._in_data_folder(file)
+            path = own or self._in_system(file)
+            if path is None:
+                continue
+            try:
                 contents[file] = read_checked(path, checksum)
-            elif path := self._in_system(file):
-                try:
-                    contents[file] = read_checked(path, checksum)
-                except DataError as error:
-                    tried.append(str(error))
+                folders.add(str(path.parent))
+            except DataError as error:
+                if own:
+                    raise
+                tried.append(str(error))
         if contents:
-            folders = ", ".join(sorted({str(path.parent) for path in self.locate()})) or "part"
-            say(
-                f"{self.name}: found in {folders}; checksums are right ({len(contents)} of {len(self.checksums)} files)"
-            )
+            count = f"{len(contents)} of {len(self.checksums)} files"
+            say(f"{self.name}: found {count} in {', '.join(sorted(folders))}; checksums are right")
         missing = [file for file in self.checksums if file not in contents]
         return contents | self._fetch(missing, tried, say) if missing else contents
 
@@ -141,7 +144,7 @@ def read_checked(path: Path, checksum: str) -> bytes:
     Raises:
         DataError: unreadable, or not what the checksum says.
     """
-    again = "delete the file to have it fetched again"
+    again = "replace the file, or delete it"
     try:
         content = path.read_bytes()
         if path.suffix == ".gz" and not path.name.endswith(".tar.gz"):

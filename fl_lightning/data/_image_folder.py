@@ -8,7 +8,6 @@ import hashlib
 import io
 import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fl_lightning.data._files import DataError, atomic, log
+from fl_lightning.data._sources import DAMAGED
 from fl_lightning.paths import data_folder
 
 Splits = dict[str, tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ def read_archive(content: bytes) -> Splits:
     Raises:
         DataError: paths that leave the archive, links, or no such folders.
     """
-    return cached(hashlib.sha256(content).hexdigest(), lambda: decode(archive_entries(content)))
+    return cached(sha256_of(content), lambda: decode(archive_entries(content)))
 
 
 def read_folder(folder: Path) -> Splits:
@@ -46,7 +46,7 @@ def read_folder(folder: Path) -> Splits:
     files = sorted(path for split in SPLITS for path in (folder / split).glob("*/*") if path.suffix.lower() in SUFFIXES)
     listing = "".join(f"{path}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\n" for path in files)
     entries = ((path.parts[-3], path.parts[-2], path.name, path.read_bytes()) for path in files)
-    return cached(hashlib.sha256(listing.encode()).hexdigest(), lambda: decode(entries))
+    return cached(sha256_of(listing.encode()), lambda: decode(entries))
 
 
 def archive_entries(content: bytes) -> Iterator[Entry]:
@@ -66,7 +66,7 @@ def archive_entries(content: bytes) -> Iterator[Entry]:
                 stream = archive.extractfile(member) if path.suffix.lower() in SUFFIXES else None
                 if stream is not None and len(path.parts) in (3, 4) and path.parts[-3] in SPLITS:
                     yield path.parts[-3], path.parts[-2], path.name, stream.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except DAMAGED as error:
         raise DataError(f"archive cannot be read: {error}") from None
 
 
@@ -126,3 +126,8 @@ def cached(source: str, work: Callable[[], Splits]) -> Splits:
         except OSError as error:
             log(f"decoded images are not kept: {error}")
     return splits
+
+
+def sha256_of(content: bytes) -> str:
+    """What decoded images are recognised by."""
+    return hashlib.sha256(content).hexdigest()

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -61,6 +61,8 @@ class SharedTrainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        self.watch: Callable[[int], None] = lambda n_clients: None
+        """Told how many clients each fit has trained (progress bars)."""
         self._own: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @property
@@ -77,6 +79,7 @@ class SharedTrainer:
         module.train()
         self.trainer.fit(module, train_dataloaders=Batches(batches))
         module.trainer = None
+        self.watch(getattr(module, "n_stacked", 1))
 
     def _rewind(self) -> None:
         loop = self.trainer.fit_loop

@@ -2,7 +2,8 @@
 
 from fl_lightning.metrics._detection import detection
 from fl_lightning.metrics._evaluation import evaluate
+from fl_lightning.metrics._interval import Interval, interval
 from fl_lightning.metrics._picture import curves
 from fl_lightning.metrics._stealth import stealth
 
-__all__ = ["curves", "detection", "evaluate", "stealth"]
+__all__ = ["Interval", "curves", "detection", "evaluate", "interval", "stealth"]

@@ -1,0 +1,79 @@
+"""A Little Is Enough: every coordinate moves just as far as the spread of the honest updates hides.
+
+References:
+    Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019, algorithm 3.
+"""
+
+from statistics import NormalDist
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._view import View
+from fl_lightning.defenses import State
+from fl_lightning.registry import component
+
+
+def largest_z(n_clients: int, n_malicious: int) -> float:
+    """The largest deviation, in standard deviations, at which enough honest clients are still farther out.
+
+    With s = floor(C / 2 + 1) - M supporters needed for a majority, z solves Phi(z) = (C - M - s) / (C - M). Corrected here:
+    attackers in the majority need no supporter (s is at least 1), and z is never negative, where the attackers are too few.
+
+    Args:
+        n_clients: C, participants of the round.
+        n_malicious: M <= C of them malicious.
+
+    Returns:
+        z >= 0.
+
+    Example:
+        >>> round(largest_z(50, 10), 4)
+        0.2533
+    """
+    benign = max(1, n_clients - n_malicious)
+    supporters = max(1, n_clients // 2 + 1 - n_malicious)
+    hidden = (benign - supporters) / benign
+    return NormalDist().inv_cdf(hidden) if hidden > 0.5 else 0.0
+
+
+def alie(honest_HD: Tensor, z: float) -> Tensor:
+    """The crafted update mu - z sigma, coordinate by coordinate.
+
+    Args:
+        honest_HD: `[H, D]` honest updates that the attackers know.
+        z: deviation in standard deviations of the H values (divided by H, so that one update has none).
+
+    Returns:
+        `[D]` what all malicious clients send.
+
+    Example:
+        >>> alie(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), z=1.5)
+        tensor([0.5000, 2.0000])
+    """
+    return honest_HD.mean(0) - z * honest_HD.std(0, correction=0)
+
+
+@component
+class Alie(Attack):
+    """A Little Is Enough: all malicious clients send mean - z standard deviations of the honest updates they know.
+
+    One attacker that knows nobody else's update sees no spread, and sends its honest update.
+
+    Attributes:
+        z: the deviation; None: the largest one that hides, from the numbers of clients and attackers.
+    """
+
+    name: ClassVar[str] = "alie"
+    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+
+    z: Annotated[float | None, Tunable(0.1, 5, log=True)] = Field(default=None, ge=0)
+
+    def poison(self, view: View, state: State) -> Poisoned:
+        """Copies of one crafted update."""
+        z = largest_z(view.n_clients, view.n_malicious) if self.z is None else self.z
+        crafted_D = alie(view.known_updates, z)
+        return Poisoned(crafted_D.repeat(view.n_malicious, 1), metrics={"z": z})

@@ -1,0 +1,52 @@
+"""Sign flipping: malicious clients send their honest update with the opposite sign.
+
+References:
+    Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-robust stochastic aggregation methods for distributed learning from
+    heterogeneous datasets", AAAI 2019, section 5 (sign-flipping attacks multiply the honest message by a negative constant).
+"""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._view import View
+from fl_lightning.defenses import State
+from fl_lightning.registry import component
+
+
+def sign_flip(honest_MD: Tensor, scale: float = 1.0) -> Tensor:
+    """Reversed updates, u' = -scale * u.
+
+    Args:
+        honest_MD: `[M, D]` honest updates of the malicious clients.
+        scale: factor, >= 0.
+
+    Returns:
+        `[M, D]` updates.
+
+    Example:
+        >>> sign_flip(torch.tensor([[1.0, -2.0]]), scale=3.0)
+        tensor([[-3.,  6.]])
+    """
+    return -scale * honest_MD
+
+
+@component
+class SignFlip(Attack):
+    """Malicious clients send their honest update with the opposite sign.
+
+    Attributes:
+        scale: factor on the reversed update.
+    """
+
+    name: ClassVar[str] = "sign_flip"
+    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+
+    scale: Annotated[float, Tunable(0.1, 20, log=True)] = Field(default=1.0, ge=0)
+
+    def poison(self, view: View, state: State) -> Poisoned:
+        """Reverse the honest updates."""
+        return Poisoned(sign_flip(view.own_updates, self.scale))

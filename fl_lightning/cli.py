@@ -1,0 +1,304 @@
+"""The command `fl-lightning`. Heavy imports wait until a command needs them."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
+    from fl_lightning.runs import Outcome
+    from fl_lightning.sweep import SweepOutcome
+
+DESCRIPTION = "Measure how badly federated learning can be poisoned, and what stops it."
+EXAMPLES = """examples:
+  fl-lightning run mnist                              one tracked experiment
+  fl-lightning run mnist attack.boost=5 rounds=10     the same with changes
+  fl-lightning run --resume RUN_ID                    go on after a kill
+  fl-lightning sweep mnist_backdoor sweep.trials=20   search the strongest attack
+  fl-lightning ui                                     look at all of it in the browser
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        "fl-lightning", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(action=action)
+        return sub
+
+    def add_experiment(sub: argparse.ArgumentParser, optional: bool) -> None:
+        what = "a name from `fl-lightning list experiment`, or a YAML file"
+        sub.add_argument("experiment", metavar="EXPERIMENT", nargs="?" if optional else None, help=what)
+        sub.add_argument("overrides", metavar="path=value", nargs="*", help="changes, such as attack.boost=5")
+        sub.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+
+    run = add("run", _run, "run one experiment, tracked in MLflow")
+    add_experiment(run, optional=True)
+    run.add_argument("--resume", metavar="RUN_ID", help="continue a run that was killed")
+    run.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    sweep = add("sweep", _sweep, "search the strongest attack with Optuna")
+    add_experiment(sweep, optional=False)
+    sweep.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    listing = add("list", _list, "list what a slot can hold")
+    listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
+    show = add("show", _show, "print the resolved configuration of an experiment as YAML")
+    add_experiment(show, optional=False)
+    data = add("data", _data, "get data sets, or list what is there")
+    data.add_argument("verb", choices=["get", "list"])
+    data.add_argument("names", metavar="NAME", nargs="*", help="data sets to get")
+    models = add("models", _models, "registered poisoned models with their figures")
+    models.add_argument("verb", choices=["list"])
+    models.add_argument("--attack", help="only models of this attack")
+    models.add_argument("--aggregator", help="only models against this aggregator")
+    ui = add("ui", _ui, "open the MLflow UI on the runs")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 for bad input, 1 for a run that failed, 130 for an interrupt."""
+    options = parser().parse_args(arguments)
+    from fl_lightning.registry import ConfigError
+
+    try:
+        return int(options.action(options))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; `fl-lightning run --resume RUN_ID` or the same sweep goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _load(options: argparse.Namespace) -> "Experiment":
+    from fl_lightning.config import load
+
+    experiment = load(options.experiment, options.overrides)
+    return experiment.faster() if options.fast else experiment
+
+
+def _watch(experiment: "Experiment") -> list[Any]:
+    from fl_lightning.progress import RoundProgress
+    from fl_lightning.tracking import run_name
+
+    return [RoundProgress(run_name(experiment))]
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fl_lightning.registry import ConfigError
+
+    if bool(options.resume) == bool(options.experiment):
+        raise ConfigError("give an EXPERIMENT or --resume RUN_ID, one of the two")
+    if options.resume and (options.overrides or options.fast):
+        raise ConfigError("--resume takes everything from the run; it can be given no changes")
+    from fl_lightning import runs
+
+    if options.resume:
+        outcome = runs.resume(options.resume, _watch)
+    else:
+        experiment = _load(options)
+        outcome = runs.run(experiment, _label(options.experiment), _watch)
+    _print_outcome(outcome)
+    if options.json:
+        print(json.dumps(outcome.to_dict()))
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from fl_lightning.progress import SearchProgress
+    from fl_lightning.sweep import sweep
+
+    experiment = _load(options)
+    progress = SearchProgress(experiment.sweep.metric)
+    outcome = sweep(experiment, _label(options.experiment), _watch, progress)
+    _print_sweep(outcome, experiment)
+    if options.json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(outcome)))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning.client import CALLBACKS
+    from fl_lightning.config import experiment_names
+    from fl_lightning.registry import SLOTS, registry
+
+    console = Console()
+    slots = [options.slot] if options.slot else ["experiment", *SLOTS]
+    for slot in slots:
+        table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
+        if slot == "experiment":
+            rows = [(name, _first_comment(name)) for name in experiment_names()]
+        elif slot == "callback":
+            rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in sorted(CALLBACKS.items())]
+        else:
+            rows = [(cls.name, cls.summary()) for cls in registry(slot)]
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    return 0
+
+
+def _first_comment(name: str) -> str:
+    from fl_lightning.paths import CONFIGS
+
+    first = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _show(options: argparse.Namespace) -> int:
+    from fl_lightning.config import dump
+
+    print(dump(_load(options)), end="")
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning import data
+    from fl_lightning.registry import ConfigError
+
+    console = Console()
+    if options.verb == "get":
+        if not options.names:
+            raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
+        for name in options.names:
+            for line in data.get(name):
+                console.print(line, soft_wrap=True, highlight=False)
+        return 0
+    table = Table("data set", "train", "test", "input", "classes", "where", box=None)
+    for one in data.status():
+        kind = str(one.classes) if one.task == "classification" else one.task
+        shape = "x".join(map(str, one.shape))
+        where = one.where or f"not here; fl-lightning data get {one.name}"
+        table.add_row(one.name, f"{one.train:,}", f"{one.test:,}", shape, kind, where)
+    console.print(table)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning import tracking
+
+    versions = tracking.registered_models(options.attack, options.aggregator)
+    if not versions:
+        print("no registered models yet; `fl-lightning sweep mnist_backdoor` makes one")
+        return 0
+    table = Table("model", "version", "alias", "attack success", "accuracy", "seed", "run", box=None)
+    for version in versions:
+        tags = version.tags
+        success, accuracy = (tags.get(name, "") for name in ("attack/success", "global/accuracy"))
+        aliases = ", ".join(version.aliases)
+        table.add_row(version.name, version.version, aliases, success, accuracy, tags.get("seed", ""), version.run_id)
+    Console().print(table)
+    print("\nload one: mlflow.pytorch.load_model('models:/NAME@strongest')")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    import socket
+    import subprocess
+
+    from fl_lightning.registry import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            reason = f"cannot listen on {options.host}:{options.port} ({error.strerror}); try --port {options.port + 1}"
+            raise ConfigError(reason) from None
+    from fl_lightning import tracking
+
+    tracking.client()
+    uri = tracking.tracking_uri()
+    print(f"MLflow UI on http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
+    place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    if uri.startswith("sqlite:"):
+        place += ["--default-artifact-root", (tracking.runs_folder() / "artifacts").as_uri()]
+    return subprocess.run([sys.executable, "-m", "mlflow", "ui", *place], check=False).returncode
+
+
+def _label(experiment: str) -> str:
+    return os.path.splitext(os.path.basename(experiment))[0]
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning.metrics import interval
+
+    console = Console()
+    table = Table("metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left")
+    for name, value in sorted(outcome.metrics.items()):
+        if outcome.seeds:
+            shown = str(interval([one.metrics[name] for one in outcome.seeds]))
+        else:
+            shown = f"{value:.4g}"
+        if not name.startswith("time/") or name == "time/round":
+            table.add_row(name, shown)
+    console.print(table)
+    if outcome.stopped:
+        console.print(f"stopped early: {outcome.stopped}", soft_wrap=True)
+    if outcome.registered_model:
+        console.print(f"registered: {outcome.registered_model}", soft_wrap=True)
+    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+
+
+def _print_sweep(outcome: "SweepOutcome", experiment: "Experiment") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("trial", experiment.sweep.metric, "state", "settings", box=None, title="best trials", title_justify="left")
+    for row in outcome.trials[:5]:
+        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["params"].items())
+        state = row["state"] if row["feasible"] else "breaks a constraint"
+        table.add_row(str(row["number"]), _short(row["value"]), state, settings)
+    console.print(table)
+    if outcome.searched is None:
+        console.print("no trial held the constraints; the figures are those of the one that missed them least")
+    else:
+        console.print(f"strongest found: {outcome.searched:.3f} in the search (optimistic)")
+    seeds = len(experiment.sweep.confirm_seeds)
+    console.print(f"on {seeds} unseen seeds: {outcome.confirmed}, untuned attack {outcome.default}")
+    if outcome.confirmed and outcome.default and outcome.confirmed.mean <= outcome.default.mean:
+        console.print("the winner does not beat the untuned attack")
+    console.print(f"rounds saved by pruning: {outcome.rounds_saved:.0%}")
+    if outcome.registered_model:
+        name = outcome.registered_model.rpartition("/")[0]
+        console.print(f"registered: {outcome.registered_model}; load it: models:/{name}@strongest", soft_wrap=True)
+    console.print(f"study {outcome.study}, run {outcome.run_id}; look closer: make ui", soft_wrap=True, highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -213,7 +213,7 @@ def _models(options: argparse.Namespace) -> int:
         tags = version.tags
         success, accuracy = (tags.get(name, "") for name in ("attack/success", "global/accuracy"))
         aliases = ", ".join(version.aliases)
-        table.add_row(version.name, version.version, aliases, success, accuracy, tags.get("seed", ""), version.run_id)
+        table.add_row(version.name, str(version.version), aliases, success, accuracy, tags.get("seed", ""), version.run_id)
     Console().print(table)
     print("\nload one: mlflow.pytorch.load_model('models:/NAME@strongest')")
     return 0

@@ -22,7 +22,13 @@ __all__ = ["Adam", "CallbackConfig", "Client", "ClientModule", "Optimizer", "Sgd
 
 @component
 class Optimizer(Component, ABC):
-    """The local optimizer; a fresh one is made for every client and round."""
+    """The local optimizer; a fresh one is made for every client and round.
+
+    Attributes:
+        elementwise: every parameter moves by its own gradient only, so that one optimizer serves stacked clients.
+    """
+
+    elementwise: ClassVar[bool] = True
 
     lr: float = Field(gt=0)
 

@@ -100,7 +100,10 @@ class Federation:
             network = experiment.model.build(data.shape, data.classes).to(trainer.device, trainer.dtype)
         flat = FlatNetwork(network, loss_for(experiment.model, data.task, data.classes))
         self.bench = Bench(flat, trainer, seed)
-        self.assignment = experiment.partition.assign(data, generator(seed, "partition"))
+        try:
+            self.assignment = experiment.partition.assign(data, generator(seed, "partition"))
+        except ConfigError as error:
+            raise error.under("partition") from None
         empty = [client for client, index in enumerate(self.assignment) if not len(index)]
         if empty:
             raise ConfigError(f"clients {empty[:5]} of {len(self.assignment)} hold no samples", "partition")

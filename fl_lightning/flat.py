@@ -59,7 +59,7 @@ class FlatNetwork:
     def scores(self, theta_D: Tensor, x: Tensor) -> Tensor:
         """`[n, K]` scores in eval mode, without gradients."""
         parameters = self.split(theta_D)
-        with self._eval_mode(), torch.inference_mode():
+        with self.eval_mode(), torch.inference_mode():
             return torch.cat([functional_call(self.network, parameters, (part,)) for part in x.split(CHUNK)])
 
     def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
@@ -74,14 +74,15 @@ class FlatNetwork:
         """`[D]` gradient of the mean loss over all samples, in eval mode."""
         theta_D = theta_D.detach().requires_grad_()
         total_D = torch.zeros_like(theta_D)
-        with self._eval_mode(), torch.enable_grad():
+        with self.eval_mode(), torch.enable_grad():
             for x, y in zip(samples.x.split(CHUNK), samples.y.split(CHUNK), strict=True):
                 loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D
 
     @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
+        """The network in eval mode, for the length of a with block."""
         before = self.network.training
         self.network.eval()
         try:

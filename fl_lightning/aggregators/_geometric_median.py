@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._distances import gram, squared_distances
+from fl_lightning.aggregators._distances import from_products, gram
 from fl_lightning.aggregators._mean import mean
 from fl_lightning.registry import component
 
@@ -66,19 +66,19 @@ def weiszfeld(
                 break
         return shares_C, distances_C
 
-    distances_CC = squared_distances(updates_CD).sqrt()
-    medoid = int((distances_CC @ prior_C).argmin())
-    start_C = distances_CC[medoid].clone()
-    if len(start_C) > 1:
-        start_C[medoid] = start_C[torch.arange(len(start_C)) != medoid].min()
+    squared_CC, _ = from_products(gram(updates_CD))  # good enough to choose a row
+    medoid = int((squared_CC.sqrt() @ prior_C).argmin())
     products_CC = gram(updates_CD, medoid)
     norms_C = products_CC.diagonal()
+    start_C = norms_C.sqrt()
+    if len(start_C) > 1:
+        start_C[medoid] = start_C[torch.arange(len(start_C)) != medoid].min()
 
-    def from_products(shares_C: Tensor) -> Tensor:
+    def distances_by_products(shares_C: Tensor) -> Tensor:
         towards_C = products_CC @ shares_C
         return (norms_C - 2 * towards_C + shares_C @ towards_C).clamp(min=0).sqrt()
 
-    shares_C, _ = iterate(weigh(start_C), from_products)
+    shares_C, _ = iterate(weigh(start_C), distances_by_products)
     return iterate(shares_C, lambda shares_C: distances_to_mean(updates_CD, shares_C))
 
 

@@ -2,6 +2,7 @@
 
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._cmp import Cmp
 from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
 from fl_lightning.attacks._fang_median import FangMedian
 from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean, beyond_extremes, beyond_spread, fang_trimmed_mean
@@ -17,7 +18,8 @@ from fl_lightning.registry import Registry
 
 REGISTRIES = {
     "attack": Registry(
-        "attack", [LabelFlip, Gaussian, ModelReplacement, SignFlip, Alie, Ipm, FangKrum, FangTrimmedMean, FangMedian]
+        "attack",
+        [LabelFlip, Gaussian, ModelReplacement, SignFlip, Alie, Ipm, FangKrum, FangTrimmedMean, FangMedian, Cmp],
     ),
     "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
 }
@@ -26,6 +28,7 @@ __all__ = [
     "Alie",
     "Attack",
     "Choice",
+    "Cmp",
     "FangKrum",
     "FangMedian",
     "FangTrimmedMean",

@@ -1,10 +1,13 @@
 """Covert model poisoning (CMP): crafted models that the server's own rule adopts.
 
 References:
-    Wei, Li, Ding, Ma, Jeon, Poor, "Covert Model Poisoning Against Federated Learning: Algorithm Design and Optimization", 2021.
+    Wei, Li, Ding, Ma, Jeon, Poor, "Covert Model Poisoning Against Federated Learning: Algorithm Design and Optimization",
+    2021: Theorem 1 (mean), Algorithm 1 and Theorem 2 (Krum), Algorithm 2 (unknown rule).
 """
 
-from math import inf, isfinite
+from collections.abc import Callable
+from itertools import count
+from math import isfinite
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,9 +17,9 @@ from torch import Tensor
 from fl_lightning.aggregators import Bulyan, Krum, Mean, MultiKrum
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._cmp_blind import adopted, next_step
-from fl_lightning.attacks._cmp_krum import Descent, Rehearsal, constrained_descent, toward
+from fl_lightning.attacks._cmp_krum import Rehearsal, constrained_descent, shrink_until, toward
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum, replacement
-from fl_lightning.attacks._objectives import LabelMap, Objective
+from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, Untargeted
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.client import Client, Sgd
@@ -24,11 +27,45 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component
 
-SHRINK = 0.95
+KrumLike = Krum | MultiKrum | Bulyan
 
 
 @component
 class Cmp(Attack):
+    """Covert model poisoning: all malicious clients submit one crafted model that the server's rule lets through.
+
+    Known mean: the closed form that makes the aggregate the designated model, which the attackers train once on dirty data.
+    Known Krum (also inside Multi-Krum and Bulyan): descend the attackers' loss while the rehearsed rule selects the crafted
+    model, surrounded by copies at distance `eps`. No knowledge, or another rule: a step from the global model whose size
+    follows what the server adopted. An untargeted attack ascends the honest loss; its designated model is that of the
+    shifted labels.
+
+    Attributes:
+        clean_share: share of clean samples for `target_samples` and `trigger`, whose dirty ones say nothing of the main task.
+        batch: known samples in one gradient, drawn afresh for each.
+        eps: distance of the copies from the crafted model.
+        designated_epochs: epochs that the designated model is trained for.
+        designated_lr: its learning rate.
+        designated_batch_size: its batch size.
+        constraint: `original`: rehearse Krum itself; `simplified`: eq. 13 solved by sorting.
+        start: the mean of the (estimated) benign models; the global model as printed, often infeasible; or Theorem 2.
+        proxies: with partial knowledge, take each unseen benign client for a `repeat` of a known one, or rehearse a federation
+            `scaled` down to the known clients.
+        margin: share of E by which the simplified constraint is tightened.
+        eta: first step size against Krum.
+        decay: factor on it after a rejected step.
+        stop: share of `eta` below which the descent ends.
+        cap: largest number of steps tried in a round.
+        feedback: `printed`: the step is a multiple of the gradient, and grows and shrinks by the same factor; `calm`: its
+            length is a multiple of the honest updates', kept within `reach`, and a miss undoes `caution` growths. The text
+            asks for growth after success and shrinking after failure, not for equal factors.
+        blind_eta: first step size with no knowledge.
+        growth: factor on it after a round in which the server adopted the crafted model.
+        caution: growths undone by a round in which it did not, for `calm`.
+        closeness: how near the broadcast model must be to count as adopted, relative to the crafted step.
+        reach: smallest and largest step size for `calm`.
+    """
+
     name: ClassVar[str] = "cmp"
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
@@ -51,65 +88,57 @@ class Cmp(Attack):
 
     feedback: Annotated[Literal["printed", "calm"], Choice(("printed", "calm"))] = "calm"
     blind_eta: Annotated[float, Tunable(0.01, 10, log=True)] = Field(default=1.0, gt=0)
-    growth: Annotated[float, Tunable(1.01, 2, log=True)] = Field(default=1.1, gt=1)
-    caution: Annotated[float, Tunable(0.5, 20, log=True)] = Field(default=1.0, gt=0)
+    growth: Annotated[float, Tunable(1.01, 2, log=True)] = Field(default=1.03, gt=1)
+    caution: Annotated[float, Tunable(1, 20, log=True)] = Field(default=9.0, gt=0)
     closeness: Annotated[float, Tunable(0.1, 2)] = Field(default=1.0, gt=0)
-    blind_start: str = "global"
-    unit: str = "honest"
+    reach: tuple[float, float] = (0.01, 5.0)
+
+    def init(self) -> State:
+        """The step size of Algorithm 2."""
+        return {"eta": self.blind_eta}
 
     def poison(self, view: View, state: State) -> Poisoned:
-        if view.knowledge != "none":
-            match view.aggregator:
-                case Mean():
-                    return self._against_mean(view, state)
-                case Krum() | MultiKrum() | Bulyan() as rule:
-                    return self._against_krum(view, state, rule)
+        """Craft for the rule where it is known, by feedback where it is not."""
+        rule = None if view.knowledge == "none" else view.aggregator
+        if isinstance(rule, Mean):
+            return self._against_mean(view, state)
+        if isinstance(rule, KrumLike):
+            return self._against_krum(view, state, rule)
         return self._blind(view, state)
 
-    # Against the mean
-
     def _against_mean(self, view: View, state: State) -> Poisoned:
+        """Theorem 1; with partial knowledge weights are known of the own clients only, and P is taken for M / C."""
         target_D, state = self._target(view, state)
-        own_M = view.own_weights
         if view.knowledge == "full":
-            total = own_M.sum() + view.benign_weights.sum()
+            total = float(view.own_weights.sum() + view.benign_weights.sum())
+            share = float(view.own_weights.sum()) / total
             benign_sum_D = (view.benign_weights / total).to(target_D) @ view.benign_updates
-            share = float(own_M.sum() / total)
         else:
             share = view.n_malicious / view.n_clients
-            known_ND, weights_N = self._known(view)
-            benign_sum_D = estimated_benign_sum(known_ND, weights_N, share)
+            benign_sum_D = estimated_benign_sum(*known(view), share)
         crafted_D = replacement(target_D, benign_sum_D, share)
-        metrics = {"norm": float(crafted_D.norm()), "target_distance": float(target_D.norm())}
-        return Poisoned(crafted_D.expand(view.n_malicious, -1), state, metrics)
+        metrics = {"norm": float(crafted_D.norm()), "target_distance": float(target_D.norm()), "share": share}
+        return Poisoned(crafted_D.repeat(view.n_malicious, 1), state, metrics)
 
-    # Against Krum
-
-    def _against_krum(self, view: View, state: State, rule: Krum | MultiKrum | Bulyan) -> Poisoned:
+    def _against_krum(self, view: View, state: State, rule: KrumLike) -> Poisoned:
+        """Algorithm 1 in the space of updates."""
         offsets_MD = self._offsets(view)
         rehearsal = self._rehearsal(view, rule, offsets_MD)
-        centre_D, radius = rehearsal.ball()
-        original = self.constraint == "original"
+        draws = count()
 
         def accepts(update_D: Tensor) -> bool:
-            return rehearsal.selected(update_D) if original else rehearsal.near_enough(update_D, self.margin)
+            if self.constraint == "original":
+                return rehearsal.selected(update_D)
+            return rehearsal.near_enough(update_D, self.margin)
 
         def gradient(update_D: Tensor) -> Tensor:
-            gradient.draws += 1
-            return self._gradient(view, view.global_D + view.server_lr * update_D, gradient.draws)
-        gradient.draws = 0
+            return self._gradient(view, view.global_D + view.server_lr * update_D, next(draws))
 
-        if self.start == "centroid":
-            start_D = rehearsal.centre_D
-        elif self.start == "global":
-            start_D = torch.zeros_like(view.global_D)
-        else:
-            target_D, state = self._target(view, state)
-            start_D = toward(centre_D, target_D, radius)
-            for _ in range(60):
-                if accepts(start_D): break
-                start_D = centre_D + SHRINK * (start_D - centre_D)
-        found = constrained_descent(start_D, gradient, accepts, eta=self.eta, decay=self.decay, stop=self.stop, cap=self.cap)
+        start_D, state = self._start(view, state, rehearsal, accepts)
+        found = constrained_descent(
+            start_D, gradient, accepts, eta=self.eta, decay=self.decay, stop=self.stop, cap=self.cap
+        )
+        centre_D, radius = rehearsal.ball()
         metrics = {
             "accepted": float(found.accepted),
             "tried": float(found.tried),
@@ -122,12 +151,13 @@ class Cmp(Attack):
             metrics["radius"] = radius
         return Poisoned(found.point_D + offsets_MD, state, metrics)
 
-    def _rehearsal(self, view, rule, offsets_MD):
+    def _rehearsal(self, view: View, rule: KrumLike, offsets_MD: Tensor) -> Rehearsal:
+        """The server's Krum over all clients, the unseen ones guessed."""
         f, squared = rule.n_byzantine, rule.squared
-        n_benign = view.n_clients - view.n_malicious
         if view.knowledge == "full":
             return Rehearsal(view.benign_updates, offsets_MD, f, squared=squared)
-        known_ND, _ = self._known(view)
+        known_ND, _ = known(view)
+        n_benign = view.n_clients - view.n_malicious
         if self.proxies == "repeat":
             copies_B = torch.arange(n_benign) % len(known_ND)
             return Rehearsal(known_ND, offsets_MD, f, squared=squared, copies_B=copies_B)
@@ -135,45 +165,48 @@ class Cmp(Attack):
         crafted = min(view.n_malicious, max(1, round(ratio * view.n_malicious)))
         return Rehearsal(known_ND, offsets_MD[:crafted], round(ratio * f), squared=squared)
 
-    def _known(self, view: View):
-        own_MD, own_M = view.own_updates, view.own_weights
-        visible_VD = view.visible_updates
-        return torch.cat([own_MD, visible_VD]), torch.cat([own_M, own_M.mean().expand(len(visible_VD))])
-
-    # Blind
-
-    def init(self) -> State:
-        return {"eta": self.blind_eta}
+    def _start(
+        self, view: View, state: State, rehearsal: Rehearsal, accepts: Callable[[Tensor], bool]
+    ) -> tuple[Tensor, State]:
+        """Where Algorithm 1 starts, as an update."""
+        if self.start == "centroid":
+            return rehearsal.centre_D, state
+        if self.start == "global":
+            return torch.zeros_like(view.global_D), state
+        target_D, state = self._target(view, state)
+        centre_D, radius = rehearsal.ball()
+        # The radius guarantees eq. 13, not Krum's choice.
+        return shrink_until(accepts, toward(centre_D, target_D, radius), centre_D), state
 
     def _blind(self, view: View, state: State) -> Poisoned:
-        eta, metrics = float(state["eta"]), {}
+        """Algorithm 2; the feedback is skipped where the attackers did not see the round after their last upload."""
+        eta, calm = float(state["eta"]), self.feedback == "calm"
+        metrics: dict[str, float] = {}
         if state.get("round") == view.round - 1:
             hit = adopted(state["uploaded_D"], view.previous_D, view.global_D, self.closeness, self.eps)
-            eta = next_step(eta, hit, self.growth, self.caution, 1e-6, 1e6)
+            eta = next_step(eta, hit, self.growth, self.caution if calm else 1.0)
             metrics["hit"] = float(hit)
-        direction_D = -self._gradient(view, view.global_D, 0)
-        if self.feedback == "calm":
-            unit = view.own_updates.norm(dim=1).mean() if self.unit == "honest" else 1.0
-            direction_D = direction_D * (unit / direction_D.norm())
-        crafted_D = eta * direction_D
-        if self.blind_start == "centroid":
-            crafted_D = crafted_D + view.own_updates.mean(0)
-        state = {**state, "eta": eta, "round": view.round, "uploaded_D": view.global_D + view.server_lr * crafted_D}
+        step_D = -self._gradient(view, view.global_D, 0)
+        if calm:
+            eta = min(max(eta, self.reach[0]), self.reach[1])
+            length = float(view.own_updates.norm(dim=1).mean())
+            step_D = step_D * (length / max(float(step_D.norm()), 1e-12))
+        crafted_D = eta * step_D
+        uploaded_D = view.global_D + view.server_lr * crafted_D
         metrics |= {"eta": eta, "norm": float(crafted_D.norm())}
+        state = {**state, "eta": eta, "round": view.round, "uploaded_D": uploaded_D}
         return Poisoned(crafted_D + self._offsets(view), state, metrics)
 
-    # Shared
-
     def _offsets(self, view: View) -> Tensor:
+        """`[M, D]` the crafted rows' distances from the first: 0, then noise of length eps (sigma has no effect)."""
         noise_MD = torch.randn(view.n_malicious, len(view.global_D), generator=view.generator("copies"))
-        noise_MD = self.eps * noise_MD / noise_MD.norm(dim=1, keepdim=True)
+        noise_MD *= self.eps / noise_MD.norm(dim=1, keepdim=True)
         noise_MD[0] = 0
         return noise_MD.to(view.global_D)
 
     def _lesson(self, view: View, clean: Samples) -> Samples:
-        if self.objective.name == "untargeted":
-            return clean
-        if self.objective.name == "label_map":
+        """What a model is to learn from these samples: dirty ones, among clean ones where those alone would not do."""
+        if self.objective.name in ("untargeted", "label_map"):
             return view.dirty(clean)
         kept = round(self.clean_share * len(clean))
         dirty = view.dirty(clean[kept:])
@@ -181,19 +214,27 @@ class Cmp(Attack):
         return Samples.cat([clean[:kept], dirty[repeated]])
 
     def _gradient(self, view: View, theta_D: Tensor, draw: int) -> Tensor:
+        """Gradient of the attackers' loss at a model; untargeted attackers ascend the honest loss."""
         samples = self._lesson(view, view.draw(self.batch, view.generator("batch", draw)))
         gradient_D = view.flat.gradient(theta_D, samples)
-        return -gradient_D if self.objective.name == "untargeted" else gradient_D
+        return -gradient_D if isinstance(self.objective, Untargeted) else gradient_D
 
     def _target(self, view: View, state: State) -> tuple[Tensor, State]:
+        """The update that turns the global model into the designated model, trained when it is first needed."""
         if "designated_D" not in state:
-            clean = view.draw(2**60, view.generator("designated"))
-            order = torch.randperm(len(clean), generator=view.generator("designated order"))
-            clean = clean[order.to(clean.y.device)]
-            if self.objective.name == "untargeted":
-                samples = LabelMap().dirty(clean, None, view.classes)
+            everything = view.draw(None, view.generator("designated"))
+            if isinstance(self.objective, Untargeted):
+                samples = LabelMap().dirty(everything, Goal(everything, None), view.classes)
             else:
-                samples = self._lesson(view, clean)
-            client = Client(epochs=self.designated_epochs, batch_size=self.designated_batch_size, optimizer=Sgd(lr=self.designated_lr))
+                samples = self._lesson(view, everything)
+            optimizer = Sgd(lr=self.designated_lr)
+            client = Client(epochs=self.designated_epochs, batch_size=self.designated_batch_size, optimizer=optimizer)
             state = {**state, "designated_D": view.global_D + view.train_one(samples, client)}
-        return (state["designated_D"] - view.global_D) / view.server_lr, state
+        target_D: Tensor = (state["designated_D"] - view.global_D) / view.server_lr
+        return target_D, state
+
+
+def known(view: View) -> tuple[Tensor, Tensor]:
+    """Updates and weights that stand for the benign clients' under partial knowledge: the own honest and the visible."""
+    visible_VD, own_M = view.visible_updates, view.own_weights
+    return torch.cat([view.own_updates, visible_VD]), torch.cat([own_M, own_M.mean().expand(len(visible_VD))])

@@ -140,6 +140,15 @@ def toward(centre_D: Tensor, target_D: Tensor, radius: float) -> Tensor:
     return target_D.clone() if distance <= radius else centre_D + (target_D - centre_D) * (radius / distance)
 
 
+def shrink_until(accepts: Callable[[Tensor], bool], point_D: Tensor, centre_D: Tensor, tries: int = 60) -> Tensor:
+    """The point moved towards the centre by 5 % at a time until it is accepted."""
+    for _ in range(tries):
+        if accepts(point_D):
+            break
+        point_D = centre_D + 0.95 * (point_D - centre_D)
+    return point_D
+
+
 class Descent(NamedTuple):
     """Where the constrained descent ended.
 

@@ -7,22 +7,18 @@ References:
     Computer Science 2022, eqs. 3-5.
 """
 
-from collections.abc import Callable
-from math import ceil, floor, inf, log2
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators import squared_distances
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._fang import Fang
+from fl_lightning.attacks._fang_search import Search, accepted, geometry, search_strength, upper_bound
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.registry import component
-
-Search = Literal["halving", "bisection"]
 
 
 class Deviation(NamedTuple):
@@ -39,100 +35,6 @@ class Deviation(NamedTuple):
     found: bool
     trials: int
     copies: int
-
-
-class Geometry(NamedTuple):
-    """All that decides whether Krum selects the row -lambda s: every lambda is tested without touching D coordinates again.
-
-    Attributes:
-        pairs_HH: squared distances between the honest rows, infinite on the diagonal.
-        norms_H: squared norms of the honest updates.
-        dots_H: their inner products with the direction s.
-        moved: d0, number of coordinates where s is not 0.
-    """
-
-    pairs_HH: Tensor
-    norms_H: Tensor
-    dots_H: Tensor
-    moved: int
-
-
-def geometry(honest_HD: Tensor, direction_D: Tensor) -> Geometry:
-    """Measure the honest rows once, in float64."""
-    pairs_HH = squared_distances(honest_HD).fill_diagonal_(torch.inf)
-    norms_H = torch.stack([row.double().square().sum() for row in honest_HD]).cpu()
-    dots_H = torch.stack([row.double() @ direction_D.double() for row in honest_HD]).cpu()
-    return Geometry(pairs_HH, norms_H, dots_H, int((direction_D != 0).sum()))
-
-
-def upper_bound(g: Geometry, n_crafted: int, neighbours: int, *, squared: bool = True) -> float:
-    """A lambda that no lambda which Krum accepts exceeds.
-
-    With J crafted rows and n neighbours a crafted row has n - J + 1 honest ones among its neighbours, and
-
-        lambda <= sqrt(min_i sum_{l nearest i} |u_l - u_i|^2 / ((n - J + 1) d0)) + max_i |u_i| / sqrt(d0)
-
-    over the honest rows i and their n nearest honest others; with plain distances the root goes. Corrected here: s has d0
-    entries that are not 0, not d, without which the printed bound is none. It holds as long as there are n honest others and
-    n - J + 1 > 0 (a smaller count is taken as 1: then the crafted rows are their own neighbours and any lambda is accepted).
-    """
-    if not g.moved:
-        return 0.0
-    others = min(neighbours, len(g.pairs_HH) - 1)
-    nearest_HH = g.pairs_HH.sort(1).values[:, :others]
-    best = float((nearest_HH if squared else nearest_HH.sqrt()).sum(1).min()) / max(1, neighbours - n_crafted + 1)
-    return ((best**0.5 if squared else best) + float(g.norms_H.max()) ** 0.5) / g.moved**0.5
-
-
-def accepted(g: Geometry, strength: float, radii_J: Tensor, neighbours: int, *, squared: bool = True) -> bool:
-    """Whether Krum, among the honest rows and J crafted ones, selects the crafted row -lambda s.
-
-    Args:
-        g: the honest rows.
-        strength: lambda.
-        radii_J: `[J]` distances of the crafted rows from the first one, whose own is 0.
-        neighbours: how many nearest others Krum sums over.
-        squared: whether Krum sums squared distances.
-    """
-    cross_H = (g.norms_H + 2 * strength * g.dots_H + strength**2 * g.moved).clamp(min=0)
-    crafted = torch.cat([radii_J[1:].square(), cross_H])
-    honest = torch.cat([g.pairs_HH, cross_H[:, None].expand(-1, len(radii_J))], dim=1)
-    if not squared:
-        crafted, honest = crafted.sqrt(), honest.sqrt()
-    own = crafted.sort().values[:neighbours].sum()
-    return bool(own <= honest.sort(1).values[:, :neighbours].sum(1).min())
-
-
-def search_strength(
-    accepts: Callable[[float], bool], start: float, search: Search = "halving", threshold: float = 1e-5
-) -> tuple[float, int]:
-    """The largest accepted lambda up to `start` that the search finds.
-
-    Args:
-        accepts: whether a lambda is accepted.
-        start: upper bound.
-        search: `halving` tries start, start / 2, ... and takes the first that is accepted; `bisection` narrows the interval
-            between an accepted and a refused lambda down to the threshold.
-        threshold: lambdas below are not tried.
-
-    Returns:
-        lambda, 0 where none was accepted, and the number of trials.
-    """
-    if not threshold <= start < inf:
-        return 0.0, 0
-    if search == "halving":
-        tries = floor(log2(start / threshold)) + 1
-        for trial in range(tries):
-            if accepts(start / 2**trial):
-                return start / 2**trial, trial + 1
-        return 0.0, tries
-    if accepts(start):
-        return start, 1
-    low, high, halvings = 0.0, start, ceil(log2(start / threshold))
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        low, high = (middle, high) if accepts(middle) else (low, middle)
-    return low, halvings + 1
 
 
 def fang_krum(
@@ -214,17 +116,48 @@ def fang_krum_partial(
     return Deviation(0.0, False, total, len(radii_M))
 
 
+def retreat(
+    benign_BD: Tensor, radii_M: Tensor, n_byzantine: int, *, squared: bool = True, precision: float = 1e-3
+) -> float:
+    """The smallest share mu of the way from the broadcast model to the benign mean that Krum selects.
+
+    Not in the paper, whose attack gives up where lambda = 0 is refused: the model is far from where the clients pull it. The
+    accepted point that is nearest the broadcast model gives away the least progress.
+
+    Args:
+        benign_BD: `[B, D]` updates of the benign clients, B > 0.
+        radii_M: `[M]` distances of the crafted rows from the first one, whose own is 0.
+        n_byzantine: f of the server's Krum.
+        squared: whether the server sums squared distances.
+        precision: of mu.
+
+    Returns:
+        mu in (0, 1], or 0 where not even the mean is selected; the crafted updates are mu times the benign mean.
+    """
+    g = geometry(benign_BD, -benign_BD.mean(0))
+    neighbours = max(1, len(benign_BD) + len(radii_M) - n_byzantine - 2)
+    low, high = 0.0, 1.0
+    if not accepted(g, high, radii_M, neighbours, squared=squared):
+        return 0.0
+    while high - low > precision:
+        middle = (low + high) / 2
+        low, high = (low, middle) if accepted(g, middle, radii_M, neighbours, squared=squared) else (middle, high)
+    return high
+
+
 def scatter(direction_D: Tensor, n_rows: int, epsilon: float, generator: torch.Generator) -> Tensor:
     """`[n, D]` offsets from the crafted model: 0 for the first row, uniform in a ball of radius epsilon for the others.
 
     Coordinates that the attack leaves alone (s = 0) stay exactly equal: tiny noise there would give random signs.
     """
-    noise_MD = torch.randn(n_rows, len(direction_D), generator=generator).to(direction_D)
+    noise_MD: Tensor = torch.randn(n_rows, len(direction_D), generator=generator).to(direction_D)
     noise_MD *= direction_D != 0
     moved = max(1, int((direction_D != 0).sum()))
     radii_M = epsilon * torch.rand(n_rows, generator=generator).to(direction_D) ** (1 / moved)
     radii_M[0] = 0
-    return noise_MD * (radii_M / noise_MD.norm(dim=1).clamp(min=1e-30))[:, None]
+    lengths_M = torch.linalg.vector_norm(noise_MD, dim=1).clamp(min=1e-30)
+    noise_MD *= (radii_M / lengths_M)[:, None]
+    return noise_MD
 
 
 @component
@@ -232,13 +165,15 @@ class FangKrum(Fang):
     """Fang's attack on Krum, which also reaches Multi-Krum and Bulyan: near-copies of w_Re - lambda s.
 
     The first malicious client sends w_Re - lambda s, the others a model within epsilon of it, and lambda is as large as Krum
-    accepts. Where no lambda is accepted, lambda = 0: the attackers send the broadcast model back.
+    accepts. Where no lambda is accepted, the attackers retreat, or else send the broadcast model back.
 
     Attributes:
         search: `halving`, as Fang et al., or `bisection`, which comes closer to the largest lambda.
         threshold: smallest lambda worth trying.
         epsilon: radius of the ball in which the copies lie.
         squared: whether Krum sums squared distances; None: as the server does, squared where that is not known.
+        retreat: where full knowledge shows that no lambda is accepted, send the accepted point nearest the broadcast model on
+            the way to the benign mean (not in the paper; see the function `retreat`).
     """
 
     name: ClassVar[str] = "fang_krum"
@@ -247,29 +182,34 @@ class FangKrum(Fang):
     threshold: float = Field(default=1e-5, gt=0)
     epsilon: Annotated[float, Tunable(1e-7, 0.1, log=True)] = Field(default=1e-3, ge=0)
     squared: bool | None = None
+    retreat: Annotated[bool, Choice((True, False))] = True
 
     def craft(self, view: View) -> Poisoned:
         """Search lambda, then send near-copies."""
         server = self.server(view)
         squared = getattr(server, "squared", True) if self.squared is None else self.squared
+        known = getattr(server, "n_byzantine", None)
+        n_byzantine = view.n_malicious if known is None else known
         direction_D = self.direction(view)
         offsets_MD = scatter(direction_D, view.n_malicious, self.epsilon, view.generator("copies"))
         radii_M = offsets_MD.double().norm(dim=1).cpu()
+        settings: dict[str, Any] = {"squared": squared, "search": self.search, "threshold": self.threshold}
+        share = 0.0
         if self.sees_all(view):
-            tolerated = getattr(server, "n_byzantine", view.n_malicious)
-            result = fang_krum(
-                view.benign_updates, direction_D, radii_M, tolerated,
-                squared=squared, search=self.search, threshold=self.threshold,
-            )  # fmt: skip
+            benign_BD = view.benign_updates
+            result = fang_krum(benign_BD, direction_D, radii_M, n_byzantine, **settings)
+            crafted_D = -result.strength * direction_D
+            if self.retreat and not result.found:
+                share = retreat(benign_BD, radii_M, n_byzantine, squared=squared)
+                crafted_D = share * benign_BD.mean(0)
         else:
-            result = fang_krum_partial(
-                view.known_updates, direction_D, radii_M,
-                squared=squared, search=self.search, threshold=self.threshold,
-            )  # fmt: skip
+            result = fang_krum_partial(view.known_updates, direction_D, radii_M, **settings)
+            crafted_D = -result.strength * direction_D
         metrics = {
             "lambda": result.strength,
             "found": float(result.found),
             "trials": float(result.trials),
             "copies": float(result.copies),
+            "retreat": share,
         }
-        return Poisoned(offsets_MD - result.strength * direction_D, metrics=metrics)
+        return Poisoned(crafted_D + offsets_MD, metrics=metrics)

@@ -115,11 +115,11 @@ class View:
         """Samples that the attackers know, made dirty by the objective."""
         return self.objective.dirty(samples, self._goal, self.classes)
 
-    def draw(self, size: int, generator: torch.Generator) -> Samples:
+    def draw(self, size: int | None, generator: torch.Generator) -> Samples:
         """Clean samples drawn without replacement from all those that the attackers know.
 
         Args:
-            size: how many; all of them when there are fewer.
+            size: how many; None, or more than there are: all of them.
             generator: CPU generator.
         """
         jobs = self._jobs if self.knowledge == "full" else self._own_jobs

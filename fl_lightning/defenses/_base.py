@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,24 @@ class Verdict(NamedTuple):
 
 
 class Defense(Component, ABC):
-    """A detector (drops rows) or a transform (changes them); several run in the order of the configuration."""
+    """A detector (drops rows) or a transform (changes them); several run in the order of the configuration.
+
+    Attributes:
+        at_clients: whether the benign clients apply it to their own updates, before the attackers see any.
+    """
+
+    at_clients: ClassVar[bool] = False
+
+    def check(self, aggregator: Aggregator, validation: bool) -> None:
+        """Refuse a server that the defense cannot work for.
+
+        Args:
+            aggregator: the server's rule.
+            validation: whether the server has validation samples.
+
+        Raises:
+            ConfigError: naming what is missing.
+        """
 
     def init(self) -> State:
         """State before the first round; empty unless the defense remembers something."""
@@ -79,3 +96,15 @@ class Defense(Component, ABC):
             context: what the server knows.
             state: what `apply` returned in the round before.
         """
+
+
+def detected(
+    updates_CD: Tensor,
+    context: ServerContext,
+    flagged_C: Tensor,
+    scores_C: Tensor | None,
+    metrics: Mapping[str, float] | None = None,
+) -> Verdict:
+    """The verdict of a detector: flagged rows go; when all are flagged nothing can be told from them and all stay."""
+    keep_C = torch.ones_like(flagged_C) if bool(flagged_C.all()) else ~flagged_C
+    return Verdict(keep_C, updates_CD, context.weights_C, scores_C, {}, metrics or {})

@@ -3,8 +3,9 @@
 from fl_lightning.engines._base import Bench, Engine, Job
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.engines._trainer import SharedTrainer, TrainerSettings
+from fl_lightning.engines._vectorized import Vectorized
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"engine": Registry("engine", [Sequential])}
+REGISTRIES = {"engine": Registry("engine", [Vectorized, Sequential])}
 
-__all__ = ["Bench", "Engine", "Job", "Sequential", "SharedTrainer", "TrainerSettings"]
+__all__ = ["Bench", "Engine", "Job", "Sequential", "SharedTrainer", "TrainerSettings", "Vectorized"]

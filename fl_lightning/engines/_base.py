@@ -42,7 +42,8 @@ class Bench:
     def plan(self, job: Job, client: Client, round: int) -> list[Tensor]:
         """Row numbers of `job.samples` for every local step."""
         order = batch_plan(len(job.index), client, generator(self.seed, "batches", round, job.client))
-        return [job.index[step] for step in order]
+        rows = job.index[torch.cat(order).to(job.index.device)]
+        return list(rows.split([len(step) for step in order]))
 
     def generator(self, job: Job, round: int) -> torch.Generator:
         """The client's random numbers during local training."""

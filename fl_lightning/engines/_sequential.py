@@ -1,25 +1,29 @@
 """One client after the other: the plain reference for every other engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.client import Client, ClientModule
+from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job
-from fl_lightning.flat import FlatNetwork
 from fl_lightning.registry import component
 
 
-class _TakeUpdate(Callback):
-    """Reads the trained parameters before Lightning's teardown moves them to the CPU."""
+class Steps:
+    """The batches of one client, gathered from its samples as they are needed."""
 
-    def __init__(self, flat: FlatNetwork, global_D: Tensor, row_D: Tensor):
-        self.flat, self.global_D, self.row_D = flat, global_D, row_D
+    def __init__(self, samples: Samples, plan: Sequence[Tensor]):
+        self.samples, self.plan = samples, plan
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.row_D.copy_(self.flat.vector() - self.global_D)
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.samples.x[step], self.samples.y[step]) for step in self.plan)
 
 
 @component
@@ -42,6 +46,6 @@ class Sequential(Engine):
         for job, row_D in zip(jobs, updates_CD, strict=True):
             bench.flat.load_(global_D)
             module = ClientModule(bench.flat, client.optimizer, bench.generator(job, round))
-            batches = [(job.samples.x[step], job.samples.y[step]) for step in bench.plan(job, client, round)]
-            bench.trainer.fit(module, batches, [*callbacks(), _TakeUpdate(bench.flat, global_D, row_D)])
+            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), callbacks())
+            torch.sub(bench.flat.vector(), global_D, out=row_D)
         return updates_CD

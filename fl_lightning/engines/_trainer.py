@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,17 +27,14 @@ class TrainerSettings:
     precision: Literal[32, 64] = Field(default=32)
 
 
-class Batches:
-    """Ready batches as a data loader: Lightning would take a plain list for a collection of loaders."""
-
-    def __init__(self, batches: Sequence[Any]):
-        self.batches = batches
+class Batches(Protocol):
+    """Ready batches, any number of times; not a plain list, which Lightning takes for a collection of loaders."""
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        """From the first batch."""
 
     def __len__(self) -> int:
-        return len(self.batches)
+        """Number of batches."""
 
 
 class SharedTrainer:
@@ -63,6 +60,8 @@ class SharedTrainer:
         )
         self.watch: Callable[[int], None] = lambda n_clients: None
         """Told how many clients each fit has trained (progress bars)."""
+        # Lightning would move module and optimizers to the CPU after every fit, and empty the GPU's memory cache.
+        self.trainer.strategy.teardown = _leave_in_place  # type: ignore[method-assign]
         self._own: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @property
@@ -70,14 +69,14 @@ class SharedTrainer:
         """The device that clients train on."""
         return self.trainer.strategy.root_device
 
-    def fit(self, module: LightningModule, batches: Sequence[Any], callbacks: list[Callback]) -> None:
+    def fit(self, module: LightningModule, batches: Batches, callbacks: list[Callback]) -> None:
         """Train a module for one pass over ready batches."""
         self._rewind()
         # Lightning 2.6 looks at a name that torch has deprecated; nothing that a user could change.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
         module.train()
-        self.trainer.fit(module, train_dataloaders=Batches(batches))
+        self.trainer.fit(module, train_dataloaders=batches)
         module.trainer = None
         self.watch(getattr(module, "n_stacked", 1))
 
@@ -90,3 +89,7 @@ class SharedTrainer:
         epoch.automatic_optimization.optim_progress.reset()
         epoch.manual_optimization.optim_step_progress.reset()
         epoch._batches_that_stepped = 0
+
+
+def _leave_in_place() -> None:
+    """A teardown that leaves everything on its device."""

@@ -1,0 +1,64 @@
+# Everything starts here: `make` shows what there is.
+PYTHON ?= python3
+EXPERIMENT ?= mnist_backdoor
+TRIALS ?=
+JOBS ?=
+SEED ?=
+SET ?=
+DATA ?= mnist
+PORT ?= 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OVERRIDES = $(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOBS)) $(if $(SEED),seed=$(SEED)) $(SET)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo sweep ui test test-slow lint bench data clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@echo
+	@echo "variables: EXPERIMENT=$(EXPERIMENT) TRIALS=12 JOBS=2 SEED=0 SET='rounds=5 attack.boost=3' DATA=$(DATA) PORT=$(PORT) PYTHON=$(PYTHON)"
+
+setup: $(STAMP)  ## make .venv and install everything in it (a few minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV); PyTorch is large, this takes a few minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m fl_lightning.doctor
+	@touch $(STAMP)
+
+demo: setup  ## one small experiment on bundled data: seconds
+	$(BIN)/fl-lightning run digits $(if $(SEED),seed=$(SEED)) $(SET)
+
+sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
+	$(BIN)/fl-lightning sweep $(EXPERIMENT) $(OVERRIDES)
+
+ui: setup  ## look at all runs in the browser (PORT)
+	$(BIN)/fl-lightning ui --port $(PORT)
+
+test: setup  ## the tests of every day
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## measure speed; results beside the scripts in benchmarks/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+data: setup  ## get the data sets named in DATA
+	$(BIN)/fl-lightning data get $(DATA)
+
+clean:  ## remove caches and build products; keeps .venv and mlruns/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find fl_lightning callbacks tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

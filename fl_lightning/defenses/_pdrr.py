@@ -1,0 +1,151 @@
+"""PDRR: pre-aggregate, detect, remove; the federation re-aggregates what is left.
+
+References:
+    Lu, Li, Chen, Ma, "Defense against local model poisoning attacks to Byzantine-robust federated learning", Frontiers of
+    Computer Science 2022, section 4.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fl_lightning.aggregators import Aggregator, Krum, Median, TrimmedMean
+from fl_lightning.aggregators._median import middle_ranks
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._pdrr_evidence import printed_survival, sign_correlation, survival
+from fl_lightning.registry import ConfigError, component
+
+
+class Detection(NamedTuple):
+    """Which rows are flagged, and the `[C]` scores (larger = more suspicious)."""
+
+    flagged: Tensor
+    scores: Tensor
+
+
+def bloc(scores_C: Tensor, q: float, gap: float) -> Tensor:
+    """The rows that score high together, far above all others.
+
+    A row is a candidate when it reaches the printed threshold, q times the largest score. As somebody always does, the
+    candidates are flagged only if there are at least two, at most half of the rows, and the lowest of them lies `gap` above
+    every other row: attackers who act as one leave a gap, honest clients without an attack spread continuously.
+
+    Args:
+        scores_C: `[C]` at most 1.
+        q: in (0, 1].
+        gap: in (0, 1).
+
+    Example:
+        >>> bloc(torch.tensor([0.9, 0.2, 0.88, 0.3, 0.1]), 0.95, 0.2)
+        tensor([ True, False,  True, False, False])
+        >>> bloc(torch.tensor([0.9, 0.2, 0.8, 0.6, 0.1]), 0.95, 0.2).any()
+        tensor(False)
+    """
+    candidates_C = (scores_C >= q * scores_C.max()) & (scores_C > 0)
+    count = int(candidates_C.sum())
+    if not 2 <= count <= len(scores_C) // 2:
+        return torch.zeros_like(candidates_C)
+    apart = float(scores_C[candidates_C].min() - scores_C[~candidates_C].max())
+    return candidates_C if apart >= gap else torch.zeros_like(candidates_C)
+
+
+def pdrr_krum(updates_CD: Tensor, selected: int, *, q: float = 0.95, gap: float = 0.2, faithful: bool = False) -> Detection:
+    """Rows whose directions of change agree with that of Krum's winner.
+
+    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's bloc, if there is one.
+
+    Args:
+        updates_CD: `[C, D]` finite.
+        selected: the row that Krum takes.
+        q: threshold on the correlation of signs.
+        gap: how far the bloc must be from all other rows.
+        faithful: the printed rule.
+    """
+    rho_C = sign_correlation(updates_CD, selected, **({"negligible": 0.0} if faithful else {}))
+    return Detection(rho_C >= q * rho_C.max() if faithful else bloc(rho_C, q, gap), rho_C)
+
+
+def pdrr_survival(
+    updates_CD: Tensor, cut: int = 0, *, q: float = 0.95, gap: float = 0.2, depth: float = 0.4
+) -> Detection:
+    """Rows whose values are cut off in nearly every coordinate, for trimmed mean and median.
+
+    score_i = 1 - v_i / max v, with v_i the share of coordinates in which row i survives a cut of `depth` of the rows on either
+    side, or of what the rule itself cuts where that is more. Corrected here: a cut of fewer values than there are attackers
+    lets some of theirs through, and then honest outliers look like them.
+
+    Args:
+        updates_CD: `[C, D]` finite.
+        cut: how many values the rule cuts on either side, less than C / 2; 0 for the median, where `depth` decides.
+        q: threshold relative to the largest score.
+        gap: how far the flagged rows must be from all others.
+        depth: share of the rows that is cut for counting; the largest share of attackers that is told apart.
+    """
+    n_rows = len(updates_CD)
+    cut = max(cut, int(depth * n_rows + 1e-9))
+    survival_C = survival(updates_CD, cut, n_rows - 1 - cut)
+    scores_C = 1 - survival_C / survival_C.max().clamp(min=1e-300)
+    return Detection(bloc(scores_C, q, gap), scores_C)
+
+
+def printed_trimmed_mean(updates_CD: Tensor, first: int, last: int, q: float) -> Detection:
+    """As printed for the trimmed mean: rows cut off at least q times as often as the one cut off most often."""
+    trimmed_C = 1 - printed_survival(updates_CD, first, last)
+    return Detection(trimmed_C >= q * trimmed_C.max(), trimmed_C)
+
+
+def printed_median(updates_CD: Tensor, first: int, last: int, q: float) -> Detection:
+    """As printed for the median: rows that supply it at most (1 - q) times as often as the one that does most often."""
+    remained_C = printed_survival(updates_CD, first, last)
+    return Detection(remained_C <= (1 - q) * remained_C.max(), -remained_C)
+
+
+@component
+class Pdrr(Defense):
+    """Flags the crafted models of Fang's attacks by the statistics of the rule that they are crafted for.
+
+    For Krum, trimmed mean and median, whichever is the server's aggregator. As printed the rule flags somebody in every
+    round, attack or not: Krum's own winner, and with the trimmed mean up to everybody. The default asks for a bloc first (see
+    `bloc`). When all rows are flagged all are kept.
+
+    Attributes:
+        q: threshold relative to the largest score.
+        gap: how far the flagged rows must be from all others; not used when `faithful`.
+        depth: largest share of attackers that can be told apart under trimmed mean and median; not used when `faithful`.
+        faithful: the printed rule.
+    """
+
+    name: ClassVar[str] = "pdrr"
+
+    q: float = Field(default=0.95, gt=0, le=1)
+    gap: float = Field(default=0.2, gt=0, lt=1)
+    depth: float = Field(default=0.4, gt=0, lt=0.5)
+    faithful: bool = False
+
+    def check(self, aggregator: Aggregator, validation: bool) -> None:
+        """The aggregator is Krum, trimmed mean or median."""
+        if not isinstance(aggregator, Krum | TrimmedMean | Median):
+            raise ConfigError(f"pdrr needs the aggregator krum, trimmed_mean or median, got {aggregator.name!r}")
+
+    def detect(self, updates_CD: Tensor, aggregator: Aggregator) -> Detection:
+        """Detection on plain tensors."""
+        self.check(aggregator, validation=False)
+        n_rows = len(updates_CD)
+        if isinstance(aggregator, Krum):
+            selected = int(aggregator(updates_CD).kept.int().argmax())
+            return pdrr_krum(updates_CD, selected, q=self.q, gap=self.gap, faithful=self.faithful)
+        aggregator.check(n_rows)
+        cut = aggregator.trimmed(n_rows) if isinstance(aggregator, TrimmedMean) else 0
+        if not self.faithful:
+            return pdrr_survival(updates_CD, cut, q=self.q, gap=self.gap, depth=self.depth)
+        if isinstance(aggregator, Median):
+            middle = middle_ranks(n_rows, aggregator.lower)
+            return printed_median(updates_CD, middle[0], middle[-1], self.q)
+        return printed_trimmed_mean(updates_CD, cut, n_rows - 1 - cut, self.q)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Flagged rows go; the server's rule then tolerates that many fewer."""
+        flagged_C, scores_C = self.detect(updates_CD, context.aggregator)
+        return detected(updates_CD, context, flagged_C, scores_C, {"flagged": float(flagged_C.sum())})

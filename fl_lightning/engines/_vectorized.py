@@ -1,0 +1,144 @@
+"""All clients of a round in lock step: one fit of a stacked module instead of one fit a client."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from lightning.pytorch import Callback
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from fl_lightning.client import Client
+from fl_lightning.cohort import ClientCohort, LockStep, loops_over_clients
+from fl_lightning.data import Samples
+from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._sequential import Sequential
+from fl_lightning.flat import FlatNetwork
+from fl_lightning.registry import component
+
+CPU_BUDGET = 2 * 2**30
+GPU_SHARE = 0.4
+CPU_CONVOLUTIONS = 8
+RANDOM_OR_COUPLED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+
+
+@component
+class Vectorized(Engine):
+    """All clients of a round train in lock step, in one fit of a `ClientCohort`; the same numbers as `sequential`.
+
+    Clients that cannot be stacked (a callback with `stackable = False`, an optimizer that is not elementwise, layers
+    that draw random numbers or mix the samples of a batch) are trained by `sequential`; a warning says so once.
+
+    Attributes:
+        max_clients_in_flight: clients in one fit. `auto`: as many as fit 2 GiB (on a GPU 40 % of its free memory) with
+            parameters, gradients, optimizer state and activations; 8 for convolutions on a CPU, whose activations then
+            stay in the cache.
+    """
+
+    name: ClassVar[str] = "vectorized"
+    max_clients_in_flight: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+    def train(
+        self,
+        bench: Bench,
+        global_D: Tensor,
+        jobs: Sequence[Job],
+        client: Client,
+        round: int,
+        callbacks: Callable[[], list[Callback]],
+    ) -> Tensor:
+        """One fit a chunk of clients; see `Engine.train`."""
+        if reason := unstackable(bench.flat.network, client, callbacks()):
+            _say_once(reason)
+            return Sequential().train(bench, global_D, jobs, client, round, callbacks)
+        plans = [bench.plan(job, client, round) for job in jobs]
+        order = sorted(range(len(jobs)), key=lambda i: -len(plans[i]))
+        updates_CD = global_D.new_empty(len(jobs), len(global_D))
+        for chunk, rows_cD in zip(*self._chunks(order, updates_CD, bench.flat, jobs, client), strict=True):
+            samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
+            batches = LockStep(samples, chunk_plans)
+            generators = [bench.generator(jobs[i], round) for i in chunk]
+            cohort = ClientCohort(bench.flat, client.optimizer, generators, global_D, batches)
+            bench.trainer.fit(cohort, batches, callbacks())
+            cohort.write_updates(rows_cD, global_D)
+        if order == sorted(order):
+            return updates_CD
+        return updates_CD[torch.tensor(order, device=updates_CD.device).argsort()]
+
+    def _chunks(
+        self, order: list[int], updates_CD: Tensor, flat: FlatNetwork, jobs: Sequence[Job], client: Client
+    ) -> tuple[list[list[int]], list[Tensor]]:
+        """The clients of each fit, and the rows of `updates_CD` that they fill."""
+        if not order:
+            return [], []
+        size = self.max_clients_in_flight
+        if size == "auto":
+            size = clients_that_fit(flat, jobs[0].samples, client.batch_size)
+        parts = -(-len(order) // size)
+        return [chunk.tolist() for chunk in torch.tensor(order).tensor_split(parts)], list(
+            updates_CD.tensor_split(parts)
+        )
+
+
+def unstackable(network: nn.Module, client: Client, callbacks: list[Callback]) -> str | None:
+    """Why clients cannot train in lock step, or None."""
+    for callback in callbacks:
+        if not getattr(callback, "stackable", True):
+            return f"the callback {type(callback).__name__} works on one client at a time"
+    if not client.optimizer.elementwise:
+        return f"the optimizer {client.optimizer.name!r} is not elementwise"
+    for module in network.modules():
+        if isinstance(module, RANDOM_OR_COUPLED):
+            return f"{type(module).__name__} draws random numbers or mixes the samples of a batch"
+    return None
+
+
+def clients_that_fit(flat: FlatNetwork, samples: Samples, batch_size: int) -> int:
+    """How many clients train at once within the budget that `Vectorized` states."""
+    device, item = samples.x.device, samples.x.element_size()
+    if loops_over_clients(flat.network, device):
+        return CPU_CONVOLUTIONS
+    budget = torch.cuda.mem_get_info(device)[0] * GPU_SHARE if device.type == "cuda" else CPU_BUDGET
+    # parameters, gradients, two states of the optimizer, rows of clients that stopped early
+    numbers = 5 * flat.dim + activations(flat, samples.x[:1].expand(batch_size, *samples.x.shape[1:]))
+    return max(1, int(budget // (numbers * item)))
+
+
+def activations(flat: FlatNetwork, x: Tensor) -> int:
+    """How many numbers one forward pass keeps for its backward pass; counted on the meta device, nothing is computed."""
+    kept = x.numel()
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    parameters = {
+        name: torch.empty(shape, device="meta", requires_grad=True)
+        for name, shape in zip(flat.names, flat.shapes, strict=True)
+    }
+    with flat.eval_mode(), saved_tensors_hooks(count, lambda tensor: tensor):
+        functional_call(flat.network, parameters, (torch.empty(x.shape, device="meta"),))
+    return kept
+
+
+def _common(jobs: list[Job], plans: list[list[Tensor]]) -> tuple[Samples, list[list[Tensor]]]:
+    """One set of samples that all plans count in: the shared one where there is one, else one after the other."""
+    bases = {id(job.samples): job.samples for job in jobs}
+    if len(bases) == 1:
+        return jobs[0].samples, plans
+    starts, start = {}, 0
+    for key, base in bases.items():
+        starts[key] = start
+        start += len(base)
+    moved = [[step + starts[id(job.samples)] for step in plan] for job, plan in zip(jobs, plans, strict=True)]
+    return Samples.cat(list(bases.values())), moved
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger("fl_lightning").warning("engine vectorized trains these clients one by one: %s", reason)

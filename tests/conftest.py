@@ -1,0 +1,65 @@
+"""What all tests share: a runs folder of their own, one thread, and a tiny experiment to change."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fl_lightning.config import Experiment, load
+
+TINY: dict[str, Any] = {
+    "data": {"name": "digits", "train_samples": 200, "test_samples": 100},
+    "rounds": 3,
+    "partition": {"name": "iid", "clients": 5},
+    "model": {"name": "mlp", "hidden": [8]},
+    "client": {"batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.2}},
+    "participation": {"name": "full", "malicious": 1},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test ever writes into the user's runs, or talks to the user's tracking server."""
+    folder = tmp_path / "mlruns"
+    monkeypatch.setenv("FL_LIGHTNING_RUNS", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A migrated, empty MLflow database: making one takes seconds, copying it nothing."""
+    from fl_lightning import tracking
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FL_LIGHTNING_RUNS", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.client().search_experiments()
+    yield folder / "mlflow.db"
+
+
+@pytest.fixture
+def store_folder(runs_folder: Path, empty_database: Path) -> Path:
+    """A runs folder with an empty MLflow store in it."""
+    runs_folder.mkdir()
+    shutil.copy(empty_database, runs_folder / "mlflow.db")
+    return runs_folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Experiment]:
+    """Five clients on 200 digits, one of them malicious; slots are replaced by keyword: `tiny(rounds=2)`."""
+
+    def build(**slots: Any) -> Experiment:
+        return load(TINY | slots)
+
+    return build

@@ -6,9 +6,10 @@ They work in any Trainer: nothing here imports the rest of the project. A callba
 
 from lightning.pytorch import Callback
 
+from fl_lightning.callbacks.fl_wbc import FLWBC
 from fl_lightning.callbacks.proximal import ProximalPull
 
-CALLBACKS: dict[str, type[Callback]] = {"proximal_pull": ProximalPull}
+CALLBACKS: dict[str, type[Callback]] = {"fl_wbc": FLWBC, "proximal_pull": ProximalPull}
 """Callbacks by the name that configurations use."""
 
-__all__ = ["CALLBACKS", "ProximalPull"]
+__all__ = ["CALLBACKS", "FLWBC", "ProximalPull"]

@@ -44,8 +44,9 @@ class FLWBC(Callback):
     model after the optimizer's step, $\eta$ its learning rate, and $g_i$ the gradient at the model before that step. Only
     tensors whose name contains `weight` are perturbed. With momentum or Adam the mask still looks at gradients.
 
-    Works in any Trainer. A module of stacked clients has `parameter_names`, the names that its `[C, ...]` parameters have in
-    one client, and `generators`, one a client; both give the same numbers. Without `generators` the global one is used.
+    Works in any Trainer. A module of stacked clients has `n_stacked` and `generators`, one a client, and `parameter_names`
+    where its `[C, ...]` parameters are named otherwise than in one client; the numbers are the same. Without `generators` the
+    global one is used.
 
     Args:
         std: strength of the noise, at least 0: its standard deviation s, that is a Laplace scale of s / sqrt(2).
@@ -105,7 +106,7 @@ class FLWBC(Callback):
     def _noise(self, parameter: Tensor, module: LightningModule) -> Tensor:
         scale = self.std if self.scale else self.std / 2**0.5
         generators = getattr(module, "generators", [None])
-        if not hasattr(module, "parameter_names"):
+        if getattr(module, "n_stacked", 1) == 1:
             return laplace(parameter, scale, generators[0])
         return torch.stack([laplace(row, scale, own) for row, own in zip(parameter, generators, strict=True)])
 

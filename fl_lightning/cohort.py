@@ -87,6 +87,7 @@ class ClientCohort(LightningModule):
     Attributes:
         n_stacked: number of clients C; callbacks that serve stacked clients read it.
         generators: one generator a client.
+        parameter_names: the names that the stacked parameters have in one client, in their order.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ClientCohort(LightningModule):
         self.optimizer_config = optimizer
         self.generators = generators
         self.n_stacked = len(generators)
+        self.parameter_names = flat.names
         self.active = batches.active
         self.one_by_one = loops_over_clients(flat.network, global_D.device)
         store = _channels_last if self.one_by_one else _transposed

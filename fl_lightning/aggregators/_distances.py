@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-LANES, LANE_COLUMNS, TILE_ROWS = 8, 4096, 16  # products are batched; tiles above the diagonal are left out
-ACCELERATOR_COLUMNS = 32_768
+from fl_lightning.aggregators._threads import by_columns
+
+BLOCK_COLUMNS, TILE_ROWS = 4096, 16  # stays in cache; tiles above the diagonal are left out
+ACCELERATOR_COLUMNS = 262_144
 CANCELLED = 0.01  # a distance below this share of the products it was computed from is computed again
 
 
@@ -30,26 +32,23 @@ def gram(updates_CD: Tensor, centre: int | None = None, *, rows: Tensor | None =
 
 def blocked_gram(updates_CD: Tensor, centre: int | None, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`gram` with products in the given precision."""
-    n_rows, n_columns = len(updates_CD) if rows is None else len(rows), updates_CD.shape[1]
-    products = torch.zeros(n_rows, n_rows, dtype=torch.float64)
-    lane = ACCELERATOR_COLUMNS if updates_CD.is_cuda else LANE_COLUMNS
-    tile = n_rows if updates_CD.is_cuda else TILE_ROWS
+    n_rows = len(updates_CD) if rows is None else len(rows)
+    width, tile = (ACCELERATOR_COLUMNS, n_rows) if updates_CD.is_cuda else (BLOCK_COLUMNS, TILE_ROWS)
     device = torch.device("cpu") if updates_CD.is_mps and dtype == torch.float64 else updates_CD.device
-    start = 0
-    while start < n_columns:
-        lanes = min(LANES, max(1, (n_columns - start) // lane))
-        columns = slice(start, start + lanes * lane)
-        start = columns.stop
-        block = updates_CD[:, columns] if rows is None else updates_CD[rows, columns]
-        block = block.to(device, dtype)
-        if centre is not None:
-            block = block - updates_CD[centre, columns].to(device, dtype)
-        block = block.reshape(n_rows, lanes, -1).transpose(0, 1)
-        for top in range(0, n_rows, tile):
-            bottom = top + tile
-            part = torch.bmm(block[:, top:bottom], block[:, :bottom].mT)
-            products[top:bottom, :bottom] += part.cpu().double().sum(0)
-    lower = products.tril()
+
+    def part(columns: slice) -> Tensor:
+        products = torch.zeros(n_rows, n_rows, dtype=torch.float64)
+        for start in range(columns.start, columns.stop, width):
+            within = slice(start, min(start + width, columns.stop))
+            block = (updates_CD[:, within] if rows is None else updates_CD[rows, within]).to(device, dtype)
+            if centre is not None:
+                block = block - updates_CD[centre, within].to(device, dtype)
+            for top in range(0, n_rows, tile):
+                bottom = top + tile
+                products[top:bottom, :bottom] += (block[top:bottom] @ block[:bottom].T).cpu()
+        return products
+
+    lower = torch.stack(by_columns(part, updates_CD.shape[1], updates_CD.device)).sum(0).tril()
     return lower + lower.tril(-1).T
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._distances import from_products, gram
 from fl_lightning.aggregators._mean import mean
+from fl_lightning.aggregators._threads import by_columns
 from fl_lightning.registry import component
 
 BLOCK_ENTRIES = 400_000  # a block and its difference from the median stay in cache
@@ -86,15 +87,19 @@ def distances_to_mean(updates_CD: Tensor, shares_C: Tensor) -> Tensor:
     """`[C]` float64 on the CPU: distances of the rows from their mean with the given shares, in one pass."""
     dtype = torch.promote_types(updates_CD.dtype, torch.float32)
     shares_C = shares_C.to(updates_CD.device, dtype)
-    squared_C = torch.zeros(len(updates_CD), dtype=torch.float64)
-    for block_CB in torch.split(updates_CD, max(1, BLOCK_ENTRIES // len(updates_CD)), dim=1):
-        block_CB = block_CB.to(dtype)
-        away_CB = block_CB - shares_C @ block_CB
-        norms_C = torch.linalg.vector_norm(away_CB, dim=1).cpu().double()
-        if not bool(norms_C.isfinite().all()):  # float32 squares overflow beyond 1e19
-            norms_C = torch.linalg.vector_norm(away_CB.cpu().double(), dim=1)
-        squared_C += norms_C.square()
-    return squared_C.sqrt()
+
+    def part(columns: slice) -> Tensor:
+        squared_C = torch.zeros(len(updates_CD), dtype=torch.float64)
+        blocks = torch.split(updates_CD[:, columns], max(1, BLOCK_ENTRIES // len(updates_CD)), dim=1)
+        for block_CB in (block.to(dtype) for block in blocks):
+            away_CB = block_CB - shares_C @ block_CB
+            norms_C = torch.linalg.vector_norm(away_CB, dim=1).cpu().double()
+            if not bool(norms_C.isfinite().all()):  # float32 squares overflow beyond 1e19
+                norms_C = torch.linalg.vector_norm(away_CB.cpu().double(), dim=1)
+            squared_C += norms_C.square()
+        return squared_C
+
+    return torch.stack(by_columns(part, updates_CD.shape[1], updates_CD.device)).sum(0).sqrt()
 
 
 @component

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.aggregators import Bulyan, Krum, Mean, MultiKrum
@@ -92,6 +92,12 @@ class Cmp(Attack):
     caution: Annotated[float, Tunable(1, 20, log=True)] = Field(default=9.0, gt=0)
     closeness: Annotated[float, Tunable(0.1, 2)] = Field(default=1.0, gt=0)
     reach: tuple[float, float] = (0.01, 5.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Cmp":
+        if not 0 < self.reach[0] <= self.reach[1]:
+            raise ValueError(f"reach needs 0 < smallest <= largest, got {self.reach}")
+        return self
 
     def init(self) -> State:
         """The step size of Algorithm 2."""

@@ -12,9 +12,9 @@ def adopted(uploaded_D: Tensor, before_D: Tensor, after_D: Tensor, closeness: fl
     """Whether the server moved to the uploaded model: ||theta^ - theta^t|| <= xi the round after.
 
     xi = eps + closeness ||theta^ - theta^{t-1}||. Corrected here: theta^ is the model uploaded in the round before (line 5 of
-    Algorithm 2 compares with the one that is not crafted yet). The paper leaves xi open. A rule that selects a row adopts the crafted model or one of its copies (distance 0 or eps); a rule
-    that mixes coordinates never does, so that only a threshold relative to the crafted move can work: at closeness 1 the
-    server came closer to the crafted model than it was.
+    Algorithm 2 compares with one that is not crafted yet). The paper leaves xi open. A rule that selects a row adopts the
+    crafted model or one of its copies (distance 0 or eps); a rule that mixes coordinates never does, so that only a threshold
+    relative to the crafted move can work: at closeness 1 the server came closer to the crafted model than it was.
 
     Args:
         uploaded_D: `[D]` the model that the server would have had by adopting the crafted row.

@@ -51,7 +51,9 @@ def bloc(scores_C: Tensor, q: float, gap: float) -> Tensor:
     return candidates_C if apart >= gap else torch.zeros_like(candidates_C)
 
 
-def pdrr_krum(updates_CD: Tensor, selected: int, *, q: float = 0.95, gap: float = 0.2, faithful: bool = False) -> Detection:
+def pdrr_krum(
+    updates_CD: Tensor, selected: int, *, q: float = 0.95, gap: float = 0.2, faithful: bool = False
+) -> Detection:
     """Rows whose directions of change agree with that of Krum's winner.
 
     Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's bloc, if there is one.
@@ -137,7 +139,7 @@ class Pdrr(Defense):
             selected = int(aggregator(updates_CD).kept.int().argmax())
             return pdrr_krum(updates_CD, selected, q=self.q, gap=self.gap, faithful=self.faithful)
         aggregator.check(n_rows)
-        cut = aggregator.trimmed(n_rows) if isinstance(aggregator, TrimmedMean) else 0
+        cut = aggregator.tolerated(n_rows) if isinstance(aggregator, TrimmedMean) else 0
         if not self.faithful:
             return pdrr_survival(updates_CD, cut, q=self.q, gap=self.gap, depth=self.depth)
         if isinstance(aggregator, Median):

@@ -1,0 +1,84 @@
+"""Clipping and noise, and what privacy they give.
+
+References:
+    Dwork, Roth, "The Algorithmic Foundations of Differential Privacy", 2014, section 3.3 (Laplace mechanism).
+    Balle, Wang, "Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration and Optimal Denoising",
+    ICML 2018, theorem 8 (Gaussian mechanism, exact).
+"""
+
+from math import erfc, exp, inf, sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Distribution = Literal["laplace", "gaussian"]
+
+
+def clip(updates_CD: Tensor, max_norm: float) -> Tensor:
+    """Every row scaled down to the given norm: u / max(1, |u| / M).
+
+    Example:
+        >>> clip(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+    """
+    norms_C1 = torch.linalg.vector_norm(updates_CD, dim=1, keepdim=True, dtype=torch.float64)
+    return updates_CD * (max_norm / norms_C1.clamp(min=1e-300)).clamp(max=1).to(updates_CD.dtype)
+
+
+def noise(shape: torch.Size, std: float, distribution: Distribution, generator: torch.Generator) -> Tensor:
+    """Independent float32 noise on the CPU with the given standard deviation; a Laplace scale is std / sqrt(2)."""
+    if distribution == "gaussian":
+        return std * torch.randn(shape, generator=generator)
+    first = torch.empty(shape).exponential_(generator=generator)
+    return first.sub_(torch.empty(shape).exponential_(generator=generator)).mul_(std / sqrt(2))
+
+
+def epsilon(
+    sensitivity: float, std: float, releases: int, dimension: int, distribution: Distribution, delta: float
+) -> float:
+    r"""Differential privacy after some releases with fresh noise.
+
+    Gaussian: T releases are one with $\\mu = \\Delta_2 \\sqrt{T} / \\sigma$; $\\epsilon$ solves
+    $\\delta = \\Phi(\\mu / 2 - \\epsilon / \\mu) - e^\\epsilon \\Phi(-\\mu / 2 - \\epsilon / \\mu)$. Laplace (no delta):
+    $\\epsilon = T \\Delta_1 / b$ with $\\Delta_1 \\le \\sqrt{D} \\Delta_2$.
+
+    Args:
+        sensitivity: largest Euclidean change of the released vector when one client changes.
+        std: standard deviation of the noise.
+        releases: number of rounds so far, at least 1; nobody is credited for rounds in which he did not take part.
+        dimension: D.
+        distribution: of the noise.
+        delta: in (0, 1).
+
+    Returns:
+        epsilon, infinite without noise.
+
+    Example:
+        >>> round(epsilon(1.0, 1.0, 1, 10, "gaussian", 1e-5), 3)
+        4.377
+    """
+    if std == 0:
+        return inf
+    if distribution == "laplace":
+        return releases * sqrt(dimension) * sensitivity * sqrt(2) / std
+    mu = sensitivity * sqrt(releases) / std
+
+    def spent(eps: float) -> float:
+        # exp(eps) alone overflows where the second term has long vanished
+        tail = _normal(-mu / 2 - eps / mu)
+        return _normal(mu / 2 - eps / mu) - (exp(eps) * tail if tail > 0 and eps < 700 else 0.0)
+
+    low, high = 0.0, 1.0
+    while spent(high) > delta:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > delta else (low, middle)
+    return high
+
+
+def _normal(x: float) -> float:
+    """Distribution function of the standard normal."""
+    return erfc(-x / sqrt(2)) / 2

@@ -110,15 +110,6 @@ class FLWBC(Callback):
             return laplace(parameter, scale, generators[0])
         return torch.stack([laplace(row, scale, own) for row, own in zip(parameter, generators, strict=True)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The remembered gradients and counts, so that a fit can be continued."""
-        return {"before": self._before, "passed": self._passed, "entries": self._entries}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._before = dict(state_dict["before"])
-        self._passed, self._entries = state_dict["passed"], state_dict["entries"]
-
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
     """The parameters that are perturbed, by name, in the module's order."""

@@ -13,7 +13,7 @@ from fl_lightning.client import Optimizer
 from fl_lightning.data import Samples
 from fl_lightning.flat import FlatNetwork
 from fl_lightning.losses import LOSSES
-from fl_lightning.models import sample_masks
+from fl_lightning.models import KeyedDropout, sample_masks
 
 __all__ = ["ClientCohort", "CohortBatch", "LockStep"]
 
@@ -63,8 +63,11 @@ class LockStep:
 
     def __iter__(self) -> Iterator[CohortBatch]:
         for index_CB, weights_CB, active in zip(self.index_TCB, self.weights_TCB, self.active, strict=True):
-            index_AB = index_CB[:active]
-            yield CohortBatch(self.samples.x[index_AB], self.samples.y[index_AB], weights_CB[:active])
+            rows = index_CB[:active].flatten()
+            # index_select is three times faster than indexing on a CPU
+            x, y = self.samples.x.index_select(0, rows), self.samples.y.index_select(0, rows)
+            weights_AB = weights_CB[:active]
+            yield CohortBatch(x.unflatten(0, weights_AB.shape), y.unflatten(0, weights_AB.shape), weights_AB)
 
 
 class ClientCohort(LightningModule):
@@ -106,6 +109,7 @@ class ClientCohort(LightningModule):
         self.n_stacked = len(generators)
         self.parameter_names = flat.names
         self.active = batches.active
+        self.drops = any(isinstance(module, KeyedDropout) for module in flat.network.modules())
         self.one_by_one = loops_over_clients(flat.network, global_D.device)
         store = _channels_last if self.one_by_one else _transposed
         self.stack = nn.ParameterList(store(part, self.n_stacked) for part in flat.split(global_D).values())
@@ -130,6 +134,8 @@ class ClientCohort(LightningModule):
         )
 
     def _masks(self, n: int, batch_size: int) -> dict[str, Tensor]:
+        if not self.drops:
+            return {}
         masks = [sample_masks(self.flat.network, batch_size, own) for own in self.generators[:n]]
         return {name: torch.stack([own[name] for own in masks]) for name in masks[0]}
 
@@ -185,4 +191,4 @@ def _transposed(part: Tensor, n: int) -> nn.Parameter:
     """One copy a client, matrices stored transposed: the layout in which their gradient arrives, so that nothing is copied."""
     if part.ndim != 2:
         return nn.Parameter(part.repeat(n, *[1] * part.ndim))
-    return nn.Parameter(part.new_empty(n, *part.T.shape).transpose(-1, -2).copy_(part))
+    return nn.Parameter(part.T.contiguous().repeat(n, 1, 1).transpose(-1, -2))

@@ -7,7 +7,8 @@ for itself, `path=value` overrides come last. Everything that can be known witho
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -214,7 +215,7 @@ class Experiment(BaseModel):
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Experiment:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
     """An experiment from the name of a file in `configs/experiment/`, a path to a YAML file, or a mapping.
 
     Args:
@@ -225,12 +226,15 @@ def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
         ConfigError: with the path, the value received and what would be valid.
     """
     tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(str(source))
+    defaults: dict[str, Any] = {}
+    with suppress(ValidationError, ConfigError):  # the changes may be what makes it valid
+        defaults = Experiment(**tree).to_dict() if overrides else {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"an override is written path=value, got {override!r}")
         try:
-            _set(tree, path.strip(), yaml.safe_load(text))
+            _set(tree, path.strip(), yaml.safe_load(text), defaults)
         except yaml.YAMLError:
             raise ConfigError(f"not a YAML value: {text!r}", path) from None
     try:
@@ -257,23 +261,27 @@ def _read(source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping, got {type(tree).__name__}")
     return tree
 
 
-def _set(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path in a nested mapping; a name on the way is first replaced by the configuration that it names."""
+def _set(tree: dict[str, Any], path: str, value: Any, defaults: Mapping[str, Any] | None = None) -> None:
+    """Set a dotted path in a nested mapping; a name on the way is first replaced by the configuration that it names.
+
+    A component that the tree leaves out is taken from `defaults`, unless the path gives it another name.
+    """
     *parents, last = path.split(".")
-    node = tree
+    node, known = tree, {} if defaults is None or last == "name" else defaults
     for depth, key in enumerate(parents):
         child = node.get(key)
+        known = known.get(key) or {}
         if isinstance(child, str):
             slot = "defense" if depth and parents[depth - 1] == "defenses" else key
             child = named_config(slot, child) or {"name": child}
         if child is None:
-            child = {}
+            child = copy.deepcopy(known)
         if not isinstance(child, dict):
             raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {child!r}, it has no key {last!r}", path)
         node[key] = child

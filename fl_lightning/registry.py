@@ -7,6 +7,7 @@ their own through the entry-point group `fl_lightning.<slot>`.
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass as stdlib_dataclass
 from dataclasses import fields, is_dataclass
@@ -40,6 +41,7 @@ SLOTS = {
 
 
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+UNION_MEMBER = re.compile(r"\w+\[.*\]$|constrained-")
 
 
 class ConfigError(ValueError):
@@ -111,7 +113,8 @@ def explain(error: ValidationError, valid: Iterable[str]) -> NoReturn:
     """Raise the first problem of a pydantic error as a `ConfigError` that names key, value and what is allowed."""
     # A misspelt key is told before the required one that is missing because of it.
     first = min(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    path = ".".join(str(part) for part in first["loc"])
+    # Where a field takes one of several types, pydantic appends the type that it tried: no part of the user's path.
+    path = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.match(str(part)))
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):
         raise inner.under(path) from None

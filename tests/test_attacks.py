@@ -184,23 +184,23 @@ class KrumOnly(Attack):
 
 
 @pytest.mark.parametrize(
-    ("attack", "check"),
+    ("attack", "check", "error", "reason"),
     [
-        (Idle(), "only_malicious_rows_change"),
-        (InPlace(), "only_malicious_rows_change"),
-        (Spy(), "knows_no_more_than_granted"),
-        (Greedy(knowledge="full"), "declared_knowledge_suffices"),
-        (GlobalRandom(), "deterministic"),
-        (Forgetful(), "deterministic"),
-        (Lambda(), "resumes_exactly"),
-        (Lonely(), "any_number_of_attackers"),
-        (Wordy(), "metrics_are_numbers"),
-        (KrumOnly(), "survives_every_aggregator"),
+        (Idle(), "only_malicious_rows_change", AssertionError, "no malicious row has changed"),
+        (InPlace(), "only_malicious_rows_change", AssertionError, "modified in place"),
+        (Spy(), "knows_no_more_than_granted", AssertionError, "must not know"),
+        (Greedy(knowledge="full"), "declared_knowledge_suffices", KnowledgeError, "needs full knowledge"),
+        (GlobalRandom(), "deterministic", AssertionError, "global random state"),
+        (Forgetful(), "deterministic", AssertionError, "different updates"),
+        (Lambda(), "resumes_exactly", Exception, "[Ww]eights.only|pickle"),
+        (Lonely(), "any_number_of_attackers", AssertionError, "1 malicious clients send NaN or Inf"),
+        (Wordy(), "metrics_are_numbers", AssertionError, "not a finite float"),
+        (KrumOnly(), "survives_every_aggregator", AttributeError, "squared"),
     ],
-    ids=lambda value: getattr(value, "name", value),
+    ids=lambda value: getattr(value, "name", None),
 )
-def test_the_suite_finds_faults(attack, check):
-    with pytest.raises(Exception, match="."):
+def test_the_suite_finds_faults(attack, check, error, reason):
+    with pytest.raises(error, match=reason):
         ATTACK_CHECKS[check](attack)
 
 

@@ -176,6 +176,10 @@ def test_an_override_finds_what_is_there_by_default():
     inline = load(BASE | {"attack": {"name": "model_replacement"}}, ["attack.objective.label=4"])
     assert inline.attack is not None
     assert inline.attack.objective == Trigger(label=4)
+    # ... but another name does not inherit the settings of the default.
+    assert load(BASE, ["model.name=lenet5"]).model.name == "lenet5"
+    adam = load(BASE | {"client": {"optimizer": {"name": "sgd", "lr": 0.3}}}, ["client.optimizer.name=adam"])
+    assert adam.client.optimizer == Adam(lr=0.3)
 
 
 def test_an_override_may_repair_what_is_wrong():

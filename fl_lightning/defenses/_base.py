@@ -108,3 +108,20 @@ def detected(
     """The verdict of a detector: flagged rows go; when all are flagged nothing can be told from them and all stay."""
     keep_C = torch.ones_like(flagged_C) if bool(flagged_C.all()) else ~flagged_C
     return Verdict(keep_C, updates_CD, context.weights_C, scores_C, {}, metrics or {})
+
+
+def fitting(aggregator: Aggregator, n_rows: int) -> Aggregator:
+    """The rule as it is, or tolerating just as many fewer rows as it takes to accept `n_rows`: some were removed before.
+
+    Raises:
+        ValueError: the rule does not accept so few rows at all.
+    """
+    for removed in range(getattr(aggregator, "n_byzantine", None) or 0):
+        try:
+            aggregator.without(removed).check(n_rows)
+        except ValueError:
+            continue
+        return aggregator.without(removed)
+    least = aggregator.without(getattr(aggregator, "n_byzantine", None) or 0)
+    least.check(n_rows)
+    return least

@@ -24,7 +24,8 @@ def clip(updates_CD: Tensor, max_norm: float) -> Tensor:
                 [0.3000, 0.4000]])
     """
     norms_C1 = torch.linalg.vector_norm(updates_CD, dim=1, keepdim=True, dtype=torch.float64)
-    return updates_CD * (max_norm / norms_C1.clamp(min=1e-300)).clamp(max=1).to(updates_CD.dtype)
+    clipped_CD: Tensor = updates_CD * (max_norm / norms_C1.clamp(min=1e-300)).clamp(max=1).to(updates_CD.dtype)
+    return clipped_CD
 
 
 def noise(shape: torch.Size, std: float, distribution: Distribution, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, Krum, Median, TrimmedMean
 from fl_lightning.aggregators._median import middle_ranks
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
 from fl_lightning.defenses._pdrr_evidence import printed_survival, sign_correlation, survival
 from fl_lightning.registry import ConfigError, component
 
@@ -135,10 +135,10 @@ class Pdrr(Defense):
         """Detection on plain tensors."""
         self.check(aggregator, validation=False)
         n_rows = len(updates_CD)
+        aggregator = fitting(aggregator, n_rows)
         if isinstance(aggregator, Krum):
             selected = int(aggregator(updates_CD).kept.int().argmax())
             return pdrr_krum(updates_CD, selected, q=self.q, gap=self.gap, faithful=self.faithful)
-        aggregator.check(n_rows)
         cut = aggregator.tolerated(n_rows) if isinstance(aggregator, TrimmedMean) else 0
         if not self.faithful:
             return pdrr_survival(updates_CD, cut, q=self.q, gap=self.gap, depth=self.depth)

@@ -37,7 +37,7 @@ def sign_correlation(updates_CD: Tensor, selected: int, negligible: float = NEGL
     n_rows, n_columns = updates_CD.shape
     limits_C1 = negligible * updates_CD.norm(dim=1, keepdim=True) / max(1, n_columns) ** 0.5
     sums_C, counts_C, products_C, unequal_C = updates_CD.new_zeros(4, n_rows, dtype=torch.float64)
-    for block_CB in updates_CD.split(COLUMNS, dim=1):
+    for block_CB in torch.split(updates_CD, COLUMNS, dim=1):
         signs_CB = block_CB.sign()
         if negligible:
             signs_CB *= block_CB.abs() > limits_C1
@@ -87,7 +87,7 @@ def printed_survival(updates_CD: Tensor, first: int, last: int) -> Tensor:
     """`survival` as printed: values are sorted stably, so that among equals the lowest row counts as the smallest."""
     counts_C = torch.zeros(len(updates_CD), dtype=torch.float64, device=updates_CD.device)
     counted = 0
-    for block_CB in updates_CD.split(COLUMNS, dim=1):
+    for block_CB in torch.split(updates_CD, COLUMNS, dim=1):
         values_CB, rows_CB = block_CB.sort(dim=0, stable=True)
         moved_B = values_CB[first : last + 1].mean(0) != 0
         counted += int(moved_B.sum())

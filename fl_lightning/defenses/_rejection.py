@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.data import Samples
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
 from fl_lightning.losses import predict
 from fl_lightning.registry import ConfigError, component
 
@@ -46,12 +46,8 @@ def impacts(updates_CD: Tensor, aggregator: Aggregator, cost: Callable[[Tensor],
     impact_C = torch.zeros(n_rows, dtype=torch.float64, device=updates_CD.device)
     if n_rows == 1:
         return impact_C
-    try:
-        aggregator.check(n_rows - 1)
-        reduced = aggregator
-    except ValueError:
-        reduced = aggregator.without(1)
-    whole_D = aggregator(updates_CD).update
+    reduced = fitting(aggregator, n_rows - 1)
+    whole_D = fitting(aggregator, n_rows)(updates_CD).update
     costs = [(whole_D, cost(whole_D))]
     for row in range(n_rows):
         others = torch.arange(n_rows, device=updates_CD.device) != row

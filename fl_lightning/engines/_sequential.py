@@ -23,7 +23,8 @@ class Steps:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((self.samples.x[step], self.samples.y[step]) for step in self.plan)
+        x, y = self.samples.x, self.samples.y
+        return ((x.index_select(0, step), y.index_select(0, step)) for step in self.plan)
 
 
 @component

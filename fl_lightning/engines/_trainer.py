@@ -45,7 +45,8 @@ class SharedTrainer:
     """
 
     def __init__(self, settings: TrainerSettings):
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # else every fit says that it stopped at max_epochs
         self.dtype = PRECISIONS[settings.precision]
         self.trainer = Trainer(
             accelerator=settings.accelerator,

@@ -1,0 +1,178 @@
+from dataclasses import replace
+from math import inf, sqrt
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fl_lightning.aggregators import Krum, Mean, Median
+from fl_lightning.data import Samples
+from fl_lightning.defenses import (
+    AccuracyCheck,
+    Cdp,
+    Defense,
+    Err,
+    ErrLfr,
+    Ldp,
+    Lfr,
+    NormBound,
+    Pdrr,
+    StatisticalCheck,
+    clip,
+    epsilon,
+)
+from fl_lightning.defenses._noise import noise
+from fl_lightning.defenses._rejection import largest
+from fl_lightning.paths import CONFIGS
+from fl_lightning.randomness import generator
+from fl_lightning.registry import ConfigError, component, registry
+from fl_lightning.testing.defenses import DEFENSE_CHECKS, check_defense, honest, server
+
+SETTINGS: dict[str, list[Defense]] = {
+    "accuracy_check": [AccuracyCheck(gamma=0.05), AccuracyCheck(gamma=0)],
+    "cdp": [Cdp(std=0.1), Cdp(std=0.0), Cdp(distribution="gaussian")],
+    "err": [Err(n_byzantine=3), Err(n_byzantine=0), Err(n_byzantine=99)],
+    "err_lfr": [ErrLfr(n_byzantine=3)],
+    "ldp": [Ldp(std=0.1), Ldp(distribution="gaussian", rate=0.05)],
+    "lfr": [Lfr(n_byzantine=3)],
+    "norm_bound": [NormBound(max_norm=1.0), NormBound(noise_std=0.01)],
+    "pdrr": [Pdrr(), Pdrr(faithful=True), Pdrr(q=0.1, faithful=True)],
+    "statistical_check": [StatisticalCheck(), StatisticalCheck(max_distance=1e-3, min_cosine=None)],
+}
+CASES = [defense for several in SETTINGS.values() for defense in several]
+
+
+def test_every_defense_has_settings_and_a_configuration():
+    for name in SETTINGS:
+        assert registry("defense").build(name) is not None
+        assert (CONFIGS / "defense" / f"{name}.yaml").is_file()
+    ours = {c.name for c in registry("defense") if c.__module__.startswith("fl_lightning.defenses")}
+    assert ours == set(SETTINGS)
+
+
+@pytest.mark.parametrize("check", DEFENSE_CHECKS.values(), ids=DEFENSE_CHECKS)
+@pytest.mark.parametrize("defense", CASES, ids=str)
+def test_conformance(defense, check):
+    check(defense)
+
+
+@component
+class Paranoid(Defense):
+    """Throws everybody away, and changes its input."""
+
+    name: ClassVar[str] = "paranoid"
+
+    def apply(self, updates_CD, context, state):
+        updates_CD.zero_()
+        keep = torch.zeros(len(updates_CD), dtype=torch.bool)
+        return NormBound().apply(updates_CD, context, state)._replace(keep_C=keep)
+
+
+def test_a_broken_defense_fails():
+    with pytest.raises(AssertionError, match="input_untouched"):
+        check_defense(Paranoid())
+    with pytest.raises(AssertionError, match="thrown away"):
+        DEFENSE_CHECKS["somebody_stays"](Paranoid())
+
+
+def poisoned():
+    """The server's samples are labelled by its direction; rows 0 to 2 move the other way."""
+    context = server(Mean())
+    truth = torch.randn(context.global_D.shape, generator=generator(5, "truth"))
+    samples = Samples(context.validation.x, context.predict(truth, context.validation.x).argmax(1))
+    rows = 0.3 * truth + 0.05 * honest()
+    rows[:3] *= -1.5
+    return rows, replace(context, validation=samples)
+
+
+@pytest.mark.parametrize(
+    "defense", [Err(n_byzantine=3), Lfr(n_byzantine=3), AccuracyCheck(gamma=0.2), StatisticalCheck()]
+)
+def test_detectors_find_rows_that_harm(defense):
+    rows, context = poisoned()
+    verdict = defense.apply(rows, context, {})
+    assert verdict.keep_C.tolist() == [False] * 3 + [True] * 8
+    assert verdict.scores_C[:3].min() > verdict.scores_C[3:].max()
+
+
+def test_union_removes_what_either_would():
+    rows, context = poisoned()
+    context = replace(context, aggregator=Median())
+    either = ~Err(n_byzantine=2).apply(rows, context, {}).keep_C | ~Lfr(n_byzantine=2).apply(rows, context, {}).keep_C
+    assert torch.equal(~ErrLfr(n_byzantine=2).apply(rows, context, {}).keep_C, either)
+
+
+def test_ties_are_broken_at_random():
+    picks = [largest(torch.zeros(10), 3, generator(seed, "ties")) for seed in range(200)]
+    counts = torch.stack(picks).sum(0)
+    assert int(counts.sum()) == 600
+    assert int(counts.min()) > 30
+
+
+def test_krum_copies_leave_err_without_a_clue():
+    rows, context = poisoned()
+    rows[:7] = rows[0]
+    context = replace(context, aggregator=Krum(n_byzantine=3))
+    assert Krum(n_byzantine=3)(rows).kept[:7].any()
+    assert Err(n_byzantine=3).apply(rows, context, {}).scores_C.unique().numel() <= 2
+
+
+def test_statistical_check_survives_one_outlier():
+    rows = honest()
+    rows[4] *= 100
+    verdict = StatisticalCheck(max_distance=10.0, min_cosine=None).apply(rows, server(Mean()), {})
+    assert (~verdict.keep_C).nonzero().flatten().tolist() == [4]
+    with pytest.raises(Exception, match="max_distance or min_cosine"):
+        StatisticalCheck(min_cosine=None)
+
+
+def test_clip_golden():
+    rows = torch.tensor([[1.0, 10], [2, -1], [3, 4], [4, 100]])
+    expected = torch.tensor([[0.4975186, 4.9751863], [2, -1], [3, 4], [0.1998402, 4.9960046]])
+    torch.testing.assert_close(clip(rows, 5.0), expected)
+
+
+@pytest.mark.parametrize("distribution", ["laplace", "gaussian"])
+def test_noise_has_the_stated_deviation(distribution):
+    drawn = noise(torch.Size([200_000]), 0.4, distribution, generator(0, "noise"))
+    assert abs(float(drawn.std()) - 0.4) < 0.005
+    assert abs(float(drawn.mean())) < 0.005
+    kurtosis = float((drawn / drawn.std()).pow(4).mean())
+    assert abs(kurtosis - {"laplace": 6, "gaussian": 3}[distribution]) < 0.4
+
+
+def test_cdp_adds_noise_once_and_ldp_to_each():
+    rows, context = 0.01 * honest(), server(Mean())
+    moved = Cdp(std=0.2, rate=0.5).apply(rows, context, {}).updates_CD - rows
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-6, rtol=0)
+    assert abs(float(moved[0].std()) - 0.1) < 0.02
+    moved = Ldp(std=0.2).apply(rows, context, {}).updates_CD - rows
+    assert abs(float(moved.std()) - 0.2) < 0.02
+    assert float(torch.corrcoef(moved).fill_diagonal_(0).abs().max()) < 0.3
+    assert Ldp.at_clients
+    assert not Cdp.at_clients
+
+
+def test_epsilon():
+    # Gaussian: delta(epsilon) by direct integration of the privacy loss N(mu^2/2, mu^2)
+    for sensitivity, std, rounds in ((1, 1, 1), (2, 5, 10)):
+        eps = epsilon(sensitivity, std, rounds, 10, "gaussian", 1e-5)
+        mu = sensitivity * sqrt(rounds) / std
+        z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
+        density = torch.exp(-z.square() / 2) / sqrt(2 * torch.pi)
+        loss = mu**2 / 2 + mu * z
+        delta = torch.trapezoid(density * (1 - torch.exp(eps - loss)).clamp(min=0), z)
+        assert float(delta) == pytest.approx(1e-5, rel=1e-3)
+    assert epsilon(1, sqrt(2), 3, 4, "laplace", 1e-5) == pytest.approx(6)
+    assert epsilon(1, 0, 1, 1, "gaussian", 1e-5) == inf
+    assert epsilon(100, 0.1, 50, 10, "gaussian", 1e-5) < inf
+
+
+def test_epsilon_is_reported_for_the_mean_only():
+    assert Cdp().apply(honest(), server(Mean()), {}).metrics["epsilon"] > 0
+    assert not Cdp().apply(honest(), server(Median()), {}).metrics
+
+
+def test_missing_validation_is_taught():
+    with pytest.raises(ConfigError, match=r"set data\.validation"):
+        Err(n_byzantine=1).check(Mean(), validation=False)

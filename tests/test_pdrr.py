@@ -1,0 +1,149 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_lightning.aggregators import Krum, Mean, Median, TrimmedMean, krum_scores
+from fl_lightning.defenses import Pdrr, bloc
+from fl_lightning.defenses._pdrr_evidence import printed_survival, sign_correlation, survival
+from fl_lightning.randomness import generator
+from fl_lightning.registry import ConfigError
+
+KRUM_ROWS = torch.tensor(
+    [
+        [-0.5, -0.5, 0.5, 0.5, 0],
+        [-0.5, -0.5, 0.5, 0.5, 0],
+        [1, 1, -2, 1, 0],
+        [3, 1, -1, -3, 0],
+        [3, 2, -1, 1, 0],
+        [1, 1, -1, -2, 0],
+    ]
+)
+TRIM_ROWS = torch.tensor(
+    [
+        [1.5, 0.5, -0.5, 1.5, 0],
+        [1.75, 0.75, -0.75, 1.75, 0],
+        [4, 1, -3, 4, 0],
+        [2, 4, -2, 6, 0],
+        [5, 3, -6, 3, 0],
+        [6, 5, -1, 2, 0],
+    ]
+)
+CLEAN = torch.tensor([[1.0, 2, -1, 1, 0], [2, 2, -2, -1, 0]])
+RULES = [Krum(n_byzantine=20), TrimmedMean(n_byzantine=20), TrimmedMean(n_byzantine=10), Median()]
+
+
+def test_krum_golden():
+    assert krum_scores(KRUM_ROWS, 1).argmin() == 0
+    rho = sign_correlation(KRUM_ROWS, 0, negligible=0)
+    torch.testing.assert_close(rho, torch.tensor([1, 1, -0.559017, -1, -0.559017, -1]).double(), atol=1e-6, rtol=0)
+    flagged = Pdrr(q=0.5, faithful=True).detect(KRUM_ROWS, Krum(n_byzantine=1)).flagged
+    assert flagged.tolist() == [True, True, False, False, False, False]
+
+
+def test_pearson_of_sign_vectors_is_not_the_cosine():
+    rows = torch.tensor([[1.0, 1, -1, 0], [1, -1, -1, 0], [2, 2, 2, 2]])
+    rho = sign_correlation(rows, 0)
+    torch.testing.assert_close(rho[:2], torch.tensor([1, 0.454545]).double(), atol=1e-6, rtol=0)
+    assert rho[2] == 0
+    assert sign_correlation(torch.ones(2, 3), 0).tolist() == [1, 1]
+
+
+def test_trimmed_mean_and_median_golden():
+    counts = 4 * (1 - printed_survival(TRIM_ROWS, 2, 3))
+    assert counts.tolist() == [4, 4, 2, 2, 2, 2]
+    assert (4 * (1 - printed_survival(TRIM_ROWS, 1, 4))).tolist() == [4, 0, 0, 1, 1, 2]
+    assert (4 * printed_survival(TRIM_ROWS, 2, 3)).tolist() == [0, 0, 2, 2, 2, 2]
+    both = [True, True, False, False, False, False]
+    assert Pdrr(q=0.6, faithful=True).detect(TRIM_ROWS, TrimmedMean(n_byzantine=2)).flagged.tolist() == both
+    assert Pdrr(q=0.8, faithful=True).detect(TRIM_ROWS, Median()).flagged.tolist() == both
+    for rule in (TrimmedMean(n_byzantine=1), TrimmedMean(n_byzantine=2), Median()):
+        # the depth of the count does not follow a rule that cuts too little
+        flagged = Pdrr(depth=0.4).detect(TRIM_ROWS, rule).flagged
+        assert flagged.tolist() == both
+
+
+def test_printed_rules_flag_the_innocent():
+    rows = torch.cat([CLEAN, KRUM_ROWS[2:]])
+    assert Pdrr(q=0.5, faithful=True).detect(rows, Krum(n_byzantine=1)).flagged.all()
+    rows = torch.cat([CLEAN, TRIM_ROWS[2:]])
+    assert (4 * (1 - printed_survival(rows, 2, 3))).tolist() == [4, 2, 3, 2, 2, 3]
+    first = [True, False, False, False, False, False]
+    assert Pdrr(q=0.8, faithful=True).detect(rows, TrimmedMean(n_byzantine=2)).flagged.tolist() == first
+    assert Pdrr(q=0.8, faithful=True).detect(rows, Median()).flagged.tolist() == first
+
+
+@settings(max_examples=40, deadline=None)
+@given(c=st.integers(2, 12), d=st.integers(1, 60), seed=st.integers(0, 9999), ties=st.booleans())
+def test_survival_against_sorting(c, d, seed, ties):
+    rows = torch.randn(c, d, generator=generator(seed, "rows"))
+    rows = rows.round() if ties else rows
+    cut = (c - 1) // 2
+    shares = survival(rows, cut, c - 1 - cut)
+    order = torch.randperm(c, generator=generator(seed, "order"))
+    torch.testing.assert_close(survival(rows[order], cut, c - 1 - cut), shares[order])
+    if not ties:
+        torch.testing.assert_close(shares, printed_survival(rows, cut, c - 1 - cut))
+    moved = (rows.sort(0).values[cut : c - cut] != 0).any(0).any()
+    torch.testing.assert_close(float(shares.sum()), float(c - 2 * cut))
+    assert moved or shares.unique().numel() == 1
+
+
+def honest(seed: int, d: int = 20_000) -> torch.Tensor:
+    """50 clients that agree weakly; a fifth of the coordinates moves for nobody."""
+    random = generator(seed, "honest")
+    common = torch.randn(d, generator=random)
+    rows = 1e-3 * (0.7 * common + torch.randn(50, d, generator=random) * (0.5 + torch.rand(50, 1, generator=random)))
+    rows[:, : d // 5] = 0
+    return rows
+
+
+def fang(rows: torch.Tensor, rule, noise: float = 0.0) -> torch.Tensor:
+    direction = rule(rows).update.sign()
+    benign, random = rows[20:], generator(0, "fang")
+    if isinstance(rule, Krum):
+        strength = 1e-3
+        while True:
+            bad = (-strength * direction).repeat(20, 1)
+            bad += noise * torch.randn(bad.shape, generator=random)
+            if rule(torch.cat([bad, benign])).kept[:20].any():
+                break
+            strength /= 2
+    else:
+        reach = 1 + 0.05 * torch.rand(20, rows.shape[1], generator=random)
+        bad = torch.where(direction < 0, benign.max(0).values, benign.min(0).values) * reach
+        bad[:, direction == 0] = 0
+    return torch.cat([bad, benign])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_tells_attack_from_no_attack(rule):
+    detector = Pdrr()
+    for seed in range(3):
+        rows = honest(seed)
+        assert not detector.detect(rows, rule).flagged.any()
+        flagged, scores = detector.detect(fang(rows, rule), rule)
+        assert flagged[:20].all()
+        assert not flagged[20:].any()
+        assert scores[:20].min() > scores[20:].max()
+
+
+def test_noise_in_unmoved_coordinates_does_not_hide_copies():
+    rows = fang(honest(0), RULES[0], noise=1e-9)
+    assert Pdrr(q=0.95).detect(rows, RULES[0]).flagged[:20].all()
+    assert sign_correlation(rows, 0, negligible=0)[1] < 0.97
+
+
+def test_bloc_needs_company_and_a_majority_of_others():
+    assert not bloc(torch.tensor([1.0, 0.1, 0.0, 0.0]), 0.9, 0.2).any()
+    assert not bloc(torch.tensor([1.0, 1.0, 1.0, 0.0]), 0.9, 0.2).any()
+    assert bloc(torch.tensor([1.0, 1.0, 0.0, 0.0]), 0.9, 0.2).tolist() == [True, True, False, False]
+
+
+def test_other_rules_are_refused():
+    with pytest.raises(ConfigError, match=r"krum, trimmed_mean or median, got 'mean'"):
+        Pdrr().check(Mean(), validation=True)
+
+
+def test_rule_adapts_when_rows_were_removed_before():
+    assert not Pdrr().detect(honest(0)[:30], Krum(n_byzantine=20)).flagged.any()

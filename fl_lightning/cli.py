@@ -213,7 +213,9 @@ def _models(options: argparse.Namespace) -> int:
         tags = version.tags
         success, accuracy = (tags.get(name, "") for name in ("attack/success", "global/accuracy"))
         aliases = ", ".join(version.aliases)
-        table.add_row(version.name, str(version.version), aliases, success, accuracy, tags.get("seed", ""), version.run_id)
+        table.add_row(
+            version.name, str(version.version), aliases, success, accuracy, tags.get("seed", ""), version.run_id
+        )
     Console().print(table)
     print("\nload one: mlflow.pytorch.load_model('models:/NAME@strongest')")
     return 0
@@ -254,7 +256,9 @@ def _print_outcome(outcome: "Outcome") -> None:
     from fl_lightning.metrics import interval
 
     console = Console()
-    table = Table("metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left")
+    table = Table(
+        "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
+    )
     for name, value in sorted(outcome.metrics.items()):
         if outcome.seeds:
             shown = str(interval([one.metrics[name] for one in outcome.seeds]))
@@ -275,7 +279,9 @@ def _print_sweep(outcome: "SweepOutcome", experiment: "Experiment") -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("trial", experiment.sweep.metric, "state", "settings", box=None, title="best trials", title_justify="left")
+    table = Table(
+        "trial", experiment.sweep.metric, "state", "settings", box=None, title="best trials", title_justify="left"
+    )
     for row in outcome.trials[:5]:
         settings = "  ".join(f"{path}={_short(value)}" for path, value in row["params"].items())
         state = row["state"] if row["feasible"] else "breaks a constraint"

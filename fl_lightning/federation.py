@@ -151,7 +151,7 @@ class Federation:
         weights_C = torch.tensor([len(job.index) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
-            updates_CD = self._train(jobs)
+            updates_CD = self._protect(cohort, self._train(jobs), weights_C)
         with clock("poison"):
             updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
         with clock("defend"):
@@ -183,6 +183,20 @@ class Federation:
         return experiment.engine.train(
             self.bench, self.state.global_D, jobs, experiment.client, self.state.round, build
         )
+
+    def _protect(self, cohort: Cohort, updates_CD: Tensor, weights_C: Tensor) -> Tensor:
+        """What clients do to their own updates before anybody sees them, such as local differential privacy."""
+        for label, defense in self.experiment.defenses.items():
+            if not defense.at_clients:
+                continue
+            acting_C = ~cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
+            verdict = defense.apply(
+                updates_CD[acting_C], self._context(weights_C[acting_C]), self.state.defenses[label]
+            )
+            updates_CD = updates_CD.clone()
+            updates_CD[acting_C] = verdict.updates_CD
+            self.state.defenses[label] = dict(verdict.state)
+        return updates_CD
 
     def _poison(
         self, cohort: Cohort, jobs: list[Job], updates_CD: Tensor, weights_C: Tensor
@@ -229,6 +243,8 @@ class Federation:
         if not bool(keep_C.all()):
             metrics["server/non_finite"] = float((~keep_C).sum())
         for label, defense in self.experiment.defenses.items():
+            if defense.at_clients:
+                continue
             rows = torch.nonzero(keep_C).flatten()
             if not len(rows):
                 break
@@ -241,7 +257,7 @@ class Federation:
             prefix = f"defense/{label}"
             metrics |= detection(verdict.keep_C, poisoned_C[rows], verdict.scores_C, prefix)
             metrics |= {f"{prefix}/{name}": value for name, value in verdict.metrics.items()}
-        if self.experiment.defenses:
+        if any(not defense.at_clients for defense in self.experiment.defenses.values()):
             metrics |= detection(keep_C, poisoned_C, None, "defense")
         return updates_CD[keep_C], weights_C[keep_C], keep_C
 
@@ -273,7 +289,7 @@ class Federation:
         rule = self.experiment.aggregator.without(int((~keep_C).sum()))
         aggregate = rule(kept_CD, weights_C)
         if bool(poisoned_C.any()):
-            influence_C = rule.influence(kept_CD, weights_C)
+            influence_C = rule.influence(kept_CD, weights_C, aggregate)
             metrics["attack/selected"] = float(influence_C[poisoned_C[keep_C]].sum())
         candidate_D = state.global_D + self.experiment.server.lr * aggregate.update
         if not bool(torch.isfinite(candidate_D).all()):

@@ -93,12 +93,18 @@ class SearchProgress:
             return
         self.done = len(finished)
         values = [trial.value for trial in finished if trial.value is not None]
-        best = max(values, default=float("nan")) if study.direction.name == "MAXIMIZE" else min(values, default=float("nan"))
+        best = (
+            max(values, default=float("nan"))
+            if study.direction.name == "MAXIMIZE"
+            else min(values, default=float("nan"))
+        )
         note = f"best {self.metric} {best:.3f}" if values else ""
         if self.console.is_terminal:
             if self.bar is None:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-                self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console)
+                self.bar = Progress(
+                    *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console
+                )
                 self.task = self.bar.add_task("search", total=trials, completed=self.first, note="")
                 self.bar.start()
             self.bar.update(self.task, completed=self.done, note=note)

@@ -75,7 +75,9 @@ def search_space(experiment: Experiment) -> Space:
             try:
                 space[path] = Choice(tuple(given)) if isinstance(given, list) else Tunable(**given)
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"expected {{low, high, log}} or a list of choices: {error}", f"sweep.space.{path}") from None
+                raise ConfigError(
+                    f"expected {{low, high, log}} or a list of choices: {error}", f"sweep.space.{path}"
+                ) from None
         return space
     if experiment.attack is None:
         raise ConfigError("a sweep searches the strongest attack; set attack or sweep.space", "attack")
@@ -318,7 +320,10 @@ def _conclude(task: _Study, study: optuna.Study, label: str, watch: runs.Watch) 
     default = _defaults(experiment, search_space(experiment))
     confirmed, registered = _confirm(task, experiment, winner.params, label, watch, "always")
     untuned = confirmed if winner.params == default else _confirm(task, experiment, default, label, watch, "never")[0]
-    best_first = sorted(done, key=lambda t: (not _feasible(t), -_sign(study) * (t.value if t.value is not None else -_sign(study) * 9e9)))
+    best_first = sorted(
+        done,
+        key=lambda t: (not _feasible(t), -_sign(study) * (t.value if t.value is not None else -_sign(study) * 9e9)),
+    )
     rounds = sum(trial.user_attrs.get("rounds", 0) for trial in done)
     table = [
         {
@@ -343,7 +348,11 @@ def _conclude(task: _Study, study: optuna.Study, label: str, watch: runs.Watch) 
         1 - rounds / (experiment.rounds * len(done)),
     )
     store.log_text(task.run_id, json.dumps(table, indent=1), "trials.json")
-    for figure, value in (("sweep/searched", winner.value), ("sweep/confirmed", confirmed.mean), ("sweep/default", untuned.mean)):
+    for figure, value in (
+        ("sweep/searched", winner.value),
+        ("sweep/confirmed", confirmed.mean),
+        ("sweep/default", untuned.mean),
+    ):
         store.log_metric(task.run_id, figure, value or 0.0)
     store.log_metric(task.run_id, "sweep/rounds_saved", outcome.rounds_saved)
     tracking.log_study_pictures(store, task.run_id, study)
@@ -360,7 +369,11 @@ def _confirm(
         experiment = base.override({**params, **changes})
         history = _History()
         outcome = runs.run(
-            experiment, label, lambda one, history=history: [history, *watch(one)], parent=task.run_id, kind="confirmation"
+            experiment,
+            label,
+            lambda one, history=history: [history, *watch(one)],
+            parent=task.run_id,
+            kind="confirmation",
         )
         values.append(score(history.rounds, base.sweep.metric))
         registered = registered or outcome.registered_model

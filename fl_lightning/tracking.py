@@ -70,7 +70,9 @@ def client() -> MlflowClient:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            reason = f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can be written"
+            reason = (
+                f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can be written"
+            )
             raise ConfigError(reason) from None
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -64,7 +64,7 @@ def test_stealth_by_hand():
     # others of row 0: (-2, 5); of row 3: (4, 9)
     first, second = (3 * -2 + 4 * 5) / (5 * math.sqrt(29)), -4 / math.sqrt(97)
     assert figures["stealth/cosine"] == pytest.approx((first + second) / 2)
-    assert figures["stealth/l2_max"] == pytest.approx(math.hypot(3, 3))  # (-3, 0) to (0, 3); (3, 4) to (1, 0) is 4.47
+    assert figures["stealth/l2_max"] == pytest.approx(math.sqrt(20))  # (3, 4) to (1, 0); (-3, 0) to (0, 3) is 4.24
     assert figures["stealth/norm_ratio"] == pytest.approx(5 / 2)
 
 

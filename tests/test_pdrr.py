@@ -147,3 +147,12 @@ def test_other_rules_are_refused():
 
 def test_rule_adapts_when_rows_were_removed_before():
     assert not Pdrr().detect(honest(0)[:30], Krum(n_byzantine=20)).flagged.any()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_sample_of_the_coordinates_suffices(rule):
+    rows, some = fang(honest(1), rule), generator(0, "coordinates")
+    few, every = (Pdrr(coordinates=n).detect(rows, rule, some) for n in (5_000, None))
+    assert torch.equal(few.flagged, every.flagged)
+    assert few.flagged[:20].all()
+    assert float((few.scores - every.scores).abs().max()) < 0.1

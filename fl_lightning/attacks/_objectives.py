@@ -132,7 +132,7 @@ class TargetSamples(Objective):
         """The targets themselves, dirty-labelled."""
         if goal.success is None:
             raise ValueError("the goal holds no targets")
-        return goal.success
+        return Samples(goal.success.x.clone(), goal.success.y.clone())
 
 
 @component

@@ -140,7 +140,7 @@ class View:
         """
         if not isinstance(self.objective, TargetSamples) or self._goal.success is None:
             raise KnowledgeError(f"the success samples of {self.objective.name!r} are held out from every attacker")
-        return self._goal.success
+        return Samples(self._goal.success.x.clone(), self._goal.success.y.clone())
 
     def generator(self, purpose: str, *keys: int) -> torch.Generator:
         """Fresh random numbers of the attack for a purpose, keyed by seed and round."""

@@ -116,6 +116,8 @@ class Pdrr(Defense):
         q: threshold relative to the largest score.
         gap: how far the flagged rows must be from all others; not used when `faithful`.
         depth: largest share of attackers that can be told apart under trimmed mean and median; not used when `faithful`.
+        coordinates: how many coordinates, drawn afresh each round, the statistics look at where there are more; a share is
+            known to 0.5 / sqrt(coordinates) then. None: all; `faithful` looks at all.
         faithful: the printed rule.
     """
 
@@ -124,6 +126,7 @@ class Pdrr(Defense):
     q: float = Field(default=0.95, gt=0, le=1)
     gap: float = Field(default=0.2, gt=0, lt=1)
     depth: float = Field(default=0.4, gt=0, lt=0.5)
+    coordinates: int | None = Field(default=50_000, ge=1)
     faithful: bool = False
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
@@ -131,23 +134,39 @@ class Pdrr(Defense):
         if not isinstance(aggregator, Krum | TrimmedMean | Median):
             raise ConfigError(f"pdrr needs the aggregator krum, trimmed_mean or median, got {aggregator.name!r}")
 
-    def detect(self, updates_CD: Tensor, aggregator: Aggregator) -> Detection:
-        """Detection on plain tensors."""
+    def detect(self, updates_CD: Tensor, aggregator: Aggregator, generator: torch.Generator | None = None) -> Detection:
+        """Detection on plain tensors.
+
+        Args:
+            updates_CD: `[C, D]` finite.
+            aggregator: Krum, trimmed mean or median.
+            generator: draws the coordinates; None: all are used.
+        """
         self.check(aggregator, validation=False)
         n_rows = len(updates_CD)
         aggregator = fitting(aggregator, n_rows)
         if isinstance(aggregator, Krum):
             selected = int(aggregator(updates_CD).kept.int().argmax())
-            return pdrr_krum(updates_CD, selected, q=self.q, gap=self.gap, faithful=self.faithful)
+            return pdrr_krum(
+                self._some(updates_CD, generator), selected, q=self.q, gap=self.gap, faithful=self.faithful
+            )
         cut = aggregator.tolerated(n_rows) if isinstance(aggregator, TrimmedMean) else 0
         if not self.faithful:
-            return pdrr_survival(updates_CD, cut, q=self.q, gap=self.gap, depth=self.depth)
+            return pdrr_survival(self._some(updates_CD, generator), cut, q=self.q, gap=self.gap, depth=self.depth)
         if isinstance(aggregator, Median):
             middle = middle_ranks(n_rows, aggregator.lower)
             return printed_median(updates_CD, middle[0], middle[-1], self.q)
         return printed_trimmed_mean(updates_CD, cut, n_rows - 1 - cut, self.q)
 
+    def _some(self, updates_CD: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The columns that the statistics look at."""
+        n_columns = updates_CD.shape[1]
+        if self.faithful or generator is None or self.coordinates is None or n_columns <= self.coordinates:
+            return updates_CD
+        columns = torch.randint(n_columns, (self.coordinates,), generator=generator).sort().values
+        return updates_CD[:, columns.to(updates_CD.device)]
+
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Flagged rows go; the server's rule then tolerates that many fewer."""
-        flagged_C, scores_C = self.detect(updates_CD, context.aggregator)
+        flagged_C, scores_C = self.detect(updates_CD, context.aggregator, context.generator("coordinates"))
         return detected(updates_CD, context, flagged_C, scores_C, {"flagged": float(flagged_C.sum())})

@@ -1,7 +1,6 @@
 """How well a detector separates malicious from benign rows."""
 
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 
 def detection(keep_C: Tensor, malicious_C: Tensor, scores_C: Tensor | None, prefix: str) -> dict[str, float]:
@@ -22,5 +21,14 @@ def detection(keep_C: Tensor, malicious_C: Tensor, scores_C: Tensor | None, pref
     if bool(malicious_C.any()):
         figures[f"{prefix}/missed_alarm_rate"] = float(keep_C[malicious_C].double().mean())
         if scores_C is not None and not bool(malicious_C.all()):
-            figures[f"{prefix}/roc_auc"] = float(binary_auroc(scores_C.sigmoid(), malicious_C.int()))
+            figures[f"{prefix}/roc_auc"] = roc_auc(scores_C, malicious_C)
     return figures
+
+
+def roc_auc(scores_C: Tensor, malicious_C: Tensor) -> float:
+    """Probability that a malicious row looks more suspicious than a benign one, ties counting half.
+
+    Compares the scores themselves: torchmetrics squashes scores outside of [0, 1] by a sigmoid, which makes large ones equal.
+    """
+    bad_M1, good_1B = scores_C[malicious_C, None], scores_C[None, ~malicious_C]
+    return float((bad_M1 > good_1B).double().mean() + (bad_M1 == good_1B).double().mean() / 2)

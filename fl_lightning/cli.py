@@ -143,7 +143,7 @@ def _list(options: argparse.Namespace) -> int:
     from fl_lightning.registry import SLOTS, registry
 
     console = Console()
-    slots = [options.slot] if options.slot else ["experiment", *SLOTS]
+    slots = [options.slot] if options.slot else ["experiment", *SLOTS, "callback"]
     for slot in slots:
         table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
         if slot == "experiment":

@@ -29,7 +29,6 @@ SLOTS = {
     "partition": "fl_lightning.partition",
     "model": "fl_lightning.models",
     "optimizer": "fl_lightning.client",
-    "callback": "fl_lightning.client",
     "participation": "fl_lightning.participation",
     "schedule": "fl_lightning.participation",
     "attack": "fl_lightning.attacks",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -48,19 +49,19 @@ class Verdict(NamedTuple):
 
     Attributes:
         keep_C: `[C]` bool, the rows that may stay.
-        updates_CD: `[C, D]` the updates, changed by a transform and untouched by a detector.
         weights_C: `[C]` the weights, changed where the defense reweighs.
+        updates_CD: `[C, D]` the updates, changed by a transform and untouched by a detector.
         scores_C: `[C]` suspicion, larger = more suspicious, or None.
         state: what to remember for the next round.
         metrics: the defense's own figures, logged under `defense/<label>/`.
     """
 
     keep_C: Tensor
-    updates_CD: Tensor
     weights_C: Tensor
-    scores_C: Tensor | None
-    state: State
-    metrics: Mapping[str, float]
+    updates_CD: Tensor
+    scores_C: Tensor | None = None
+    state: State = MappingProxyType({})
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Defense(Component, ABC):
@@ -107,7 +108,7 @@ def detected(
 ) -> Verdict:
     """The verdict of a detector: flagged rows go; when all are flagged nothing can be told from them and all stay."""
     keep_C = torch.ones_like(flagged_C) if bool(flagged_C.all()) else ~flagged_C
-    return Verdict(keep_C, updates_CD, context.weights_C, scores_C, {}, metrics or {})
+    return Verdict(keep_C, context.weights_C, updates_CD, scores_C, {}, metrics or {})
 
 
 def fitting(aggregator: Aggregator, n_rows: int) -> Aggregator:

@@ -40,4 +40,4 @@ class NormBound(Defense):
             )
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         clipped = float((norms_C > self.max_norm).double().mean())
-        return Verdict(everybody, bounded_CD, context.weights_C, norms_C, {}, {"clipped": clipped})
+        return Verdict(everybody, context.weights_C, bounded_CD, norms_C, {}, {"clipped": clipped})

@@ -52,7 +52,7 @@ class Privacy(Defense, ABC):
             spent = epsilon(sensitivity, std, context.round + 1, shape[-1], self.distribution, self.delta)
             metrics["epsilon"] = spent
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
-        return Verdict(everybody, noisy_CD, context.weights_C, None, {}, metrics)
+        return Verdict(everybody, context.weights_C, noisy_CD, None, {}, metrics)
 
 
 @component

@@ -124,7 +124,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from fl_lightning.sweep import sweep
 
     experiment = _load(options)
-    progress = SearchProgress(experiment.sweep.metric)
+    progress = SearchProgress(experiment.sweep.metrics[0])
     outcome = sweep(experiment, _label(options.experiment), _watch, progress)
     _print_sweep(outcome, experiment)
     if options.json:
@@ -277,23 +277,27 @@ def _print_sweep(outcome: "SweepOutcome", experiment: "Experiment") -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(
-        "trial", experiment.sweep.metric, "state", "settings", box=None, title="best trials", title_justify="left"
-    )
-    for row in outcome.trials[:5]:
-        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["params"].items())
+    metrics = experiment.sweep.metrics
+    title = "Pareto front" if len(metrics) > 1 else "best trials"
+    table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")
+    rows = [row for row in outcome.trials if row["front"]] or outcome.trials[:5]
+    for row in rows:
+        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["changes"].items())
         state = row["state"] if row["feasible"] else "breaks a constraint"
-        table.add_row(str(row["number"]), _short(row["value"]), state, settings)
+        figures = [_short(value) for value in row["values"] or [""] * len(metrics)]
+        table.add_row(str(row["number"]), *figures, state, settings)
     console.print(table)
     if outcome.searched is None:
         console.print("no trial held the constraints; the figures are those of the one that missed them least")
-    else:
-        console.print(f"strongest found: {outcome.searched:.3f} in the search (optimistic)")
     seeds = len(experiment.sweep.confirm_seeds)
-    console.print(f"on {seeds} unseen seeds: {outcome.confirmed}, untuned attack {outcome.default}")
-    if outcome.confirmed and outcome.default and outcome.confirmed.mean <= outcome.default.mean:
-        console.print("the winner does not beat the untuned attack")
-    console.print(f"rounds saved by pruning: {outcome.rounds_saved:.0%}")
+    result = Table("", *metrics, box=None, title="strongest found", title_justify="left")
+    if outcome.searched:
+        result.add_row("in the search (optimistic)", *(f"{outcome.searched[metric]:.3f}" for metric in metrics))
+    result.add_row(f"on {seeds} unseen seeds", *(str(outcome.confirmed[metric]) for metric in metrics))
+    result.add_row("configured attack, same seeds", *(str(outcome.default[metric]) for metric in metrics))
+    console.print(result)
+    console.print(f"{outcome.verdict} (paired difference in {metrics[0]}: {outcome.gain})", soft_wrap=True)
+    console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")
     if outcome.registered_model:
         name = outcome.registered_model.rpartition("/")[0]
         console.print(f"registered: {outcome.registered_model}; load it: models:/{name}@strongest", soft_wrap=True)

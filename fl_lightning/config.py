@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
@@ -31,6 +31,7 @@ from fl_lightning.registry import ConfigError, Slot, component, explain, named_c
 __all__ = ["Evaluation", "Experiment", "Server", "SweepSettings", "Tracking", "dump", "experiment_names", "load"]
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
+Direction = Literal["maximize", "minimize"]
 
 
 @component
@@ -78,23 +79,41 @@ class SweepSettings:
         trials: number of finished trials, pruned ones included.
         jobs: worker processes.
         sampler: Optuna's sampler.
-        direction: whether `metric` is to be large or small.
-        metric: a metric of the run, its mean over the last third of the evaluated rounds.
+        metric: a metric of the run, its mean over the last third of the evaluated rounds; several for a Pareto front.
+        direction: whether `metric` is to be large or small; one word for all metrics, or one for each.
         constraints: metric -> bound, such as `global/accuracy: ">= 0.85"`.
         space: dotted path -> range (`{low, high, log}`) or list of choices; the attack's own tunables where empty.
-        prune: stop hopeless trials early.
+        pruner: stops hopeless trials early; not where there are several metrics.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
     trials: int = Field(default=20, ge=1)
     jobs: int = Field(default=1, ge=1)
-    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
-    direction: Literal["maximize", "minimize"] = "maximize"
-    metric: str = "attack/success"
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2"] = "tpe"
+    metric: str | tuple[str, ...] = "attack/success"
+    direction: Direction | tuple[Direction, ...] = "maximize"
     constraints: dict[str, str] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
-    prune: bool = True
-    confirm_seeds: tuple[int, ...] = (1001, 1002, 1003)
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics searched for, one or several."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """One direction a metric."""
+        return (self.direction,) * len(self.metrics) if isinstance(self.direction, str) else self.direction
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SweepSettings":
+        if not self.metrics or len(self.directions) != len(self.metrics):
+            raise ValueError(f"needs one direction for each metric, got {self.directions} for {self.metrics}")
+        if len(self.metrics) > 1 and self.sampler == "cmaes":
+            raise ValueError("the sampler cmaes knows one metric only; use tpe, gp, nsga2 or random")
+        return self
 
     @field_validator("constraints")
     @classmethod
@@ -151,15 +170,16 @@ class Experiment(BaseModel):
     tracking: Tracking = Field(default_factory=Tracking)
     sweep: SweepSettings = Field(default_factory=SweepSettings)
 
-    @field_validator("client", mode="before")
+    @field_validator("client", "sweep", mode="before")
     @classmethod
-    def _named_client(cls, value: Any) -> Any:
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
-        settings = named_config("client", value)
+        slot = str(info.field_name)
+        settings = named_config(slot, value)
         if settings is None:
-            names = [path.stem for path in (CONFIGS / "client").glob("*.yaml")]
-            raise ConfigError(f"unknown client {value!r}; {suggest(value, names)}")
+            names = [path.stem for path in (CONFIGS / slot).glob("*.yaml")]
+            raise ConfigError(f"unknown {slot} {value!r}; {suggest(value, names)}")
         return settings
 
     @model_validator(mode="after")

@@ -92,13 +92,9 @@ class SearchProgress:
         if len(finished) == self.done:
             return
         self.done = len(finished)
-        values = [trial.value for trial in finished if trial.value is not None]
-        best = (
-            max(values, default=float("nan"))
-            if study.direction.name == "MAXIMIZE"
-            else min(values, default=float("nan"))
-        )
-        note = f"best {self.metric} {best:.3f}" if values else ""
+        values = [trial.values[0] for trial in finished if trial.values]
+        best = max if study.directions[0].name == "MAXIMIZE" else min
+        note = f"best {self.metric} {best(values):.3f}" if values else ""
         if self.console.is_terminal:
             if self.bar is None:
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

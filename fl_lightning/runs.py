@@ -17,6 +17,7 @@ from fl_lightning.config import Experiment, dump, load
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import interval
 from fl_lightning.registry import ConfigError
+from fl_lightning.warmup import Warmup
 
 __all__ = ["Outcome", "Watch", "resume", "run"]
 
@@ -60,8 +61,17 @@ def run(
     watch: Watch = lambda experiment: (),
     parent: str | None = None,
     kind: str = "run",
+    warmups: Path | None = None,
 ) -> Outcome:
     """A tracked run, or one run a seed under a parent where `seeds` asks for it.
+
+    Args:
+        experiment: the configuration.
+        name: what the experiment is called in tables.
+        watch: makes further observers.
+        parent: MLflow run to nest under.
+        kind: what the run is to its parent.
+        warmups: folder of clean rounds that runs before the attack share; None: every run does its own.
 
     Raises:
         ConfigError: anything wrong with configuration, data or disk, before a run is created.
@@ -80,7 +90,7 @@ def run(
     title = tracking.run_name(experiment)
     run_id = tracking.create_run(store, experiment, title, kind, parent, **{"fl.experiment": name})
     _remember(run_id, experiment, name)
-    return _continue(run_id, federation, name, watch)
+    return _continue(run_id, federation, name, watch, warmups)
 
 
 def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
@@ -104,7 +114,7 @@ def one_seed(experiment: Experiment, seed: int) -> Experiment:
     return experiment.model_copy(update={"seed": seed, "seeds": ()})
 
 
-def _continue(run_id: str, federation: Federation, name: str, watch: Watch) -> Outcome:
+def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warmups: Path | None = None) -> Outcome:
     folder = run_folder(run_id)
     with _locked(folder, run_id):
         experiment = federation.experiment
@@ -114,6 +124,10 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch) -> O
         checkpoint.restore(federation)
         # The journal comes first: a round that it holds and the checkpoint does not is run again, not written again.
         federation.observers = [tracker, checkpoint, *watch(experiment)]
+        if warmups:
+            warmup = Warmup(experiment, warmups)
+            warmup.restore(federation)
+            federation.observers.append(warmup)
         try:
             state = federation.run()
             uri, registered = tracker.finish(federation)

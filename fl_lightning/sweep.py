@@ -1,4 +1,4 @@
-"""Everything Optuna: the search for the strongest attack.
+"""Everything Optuna: the search for the strongest attack, or for the best defense.
 
 A study lives in `mlruns/optuna.db` and is named after its configuration, so that the same command continues it. The parent
 MLflow run is the study, every trial is a child run. The winner is run again on seeds that the search never saw.
@@ -9,32 +9,35 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import optuna  # noqa: TID251
 import torch
+from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
+from optuna.visualization import matplotlib as plots  # noqa: TID251
 
 from fl_lightning import runs, tracking
-from fl_lightning.attacks import Attack, Choice, Tunable
+from fl_lightning.attacks import Choice
 from fl_lightning.config import Experiment, load, parse_bound
-from fl_lightning.federation import Federation, Observer, RoundReport
+from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import ConfigError, suggest
+from fl_lightning.space import Ask, Span, changes, search_space
 
 __all__ = ["SweepOutcome", "search_space", "sweep"]
 
 HEARTBEAT_SECONDS = 20
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-Space = dict[str, Tunable | Choice]
+MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -44,71 +47,38 @@ class SweepOutcome:
     Attributes:
         run_id: MLflow run of the study.
         study: name of the study in Optuna.
-        trials: finished trials, best first: number, value, parameters, feasible, state.
-        searched: the best feasible value that the search saw (optimistic), or None.
-        winner: the winner's parameters.
-        confirmed: the winner's value on unseen seeds.
-        default: the untuned attack's value on the same seeds.
+        trials: finished trials, best first: number, values, changes, feasible, front (on the Pareto front), state, run_id.
+        searched: the winner's figures in the search (optimistic), or None where no trial held the constraints.
+        winner: the winner's changes of the configuration.
+        confirmed: the winner's figures on unseen seeds, by metric.
+        default: the configured attack's figures on the same seeds.
+        gain: winner minus configured attack, paired by seed, in the first metric; positive is better.
         registered_model: `name/version` of the winner's poisoned model, or None.
-        rounds_saved: share of rounds that pruning did not run.
+        rounds_saved: share of the rounds of all trials that pruning and shared warm-up did not run.
     """
 
     run_id: str
     study: str
     trials: list[dict[str, Any]]
-    searched: float | None
+    searched: dict[str, float] | None
     winner: dict[str, Any]
-    confirmed: Interval | None
-    default: Interval | None
+    confirmed: dict[str, Interval]
+    default: dict[str, Interval]
+    gain: Interval
     registered_model: str | None
     rounds_saved: float
 
-
-def search_space(experiment: Experiment) -> Space:
-    """Dotted path -> range: `sweep.space` where given, else every tunable field of the configured attack.
-
-    Raises:
-        ConfigError: nothing to search, or a range that is none.
-    """
-    if experiment.sweep.space:
-        space: Space = {}
-        for path, given in experiment.sweep.space.items():
-            try:
-                space[path] = Choice(tuple(given)) if isinstance(given, list) else Tunable(**given)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"expected {{low, high, log}} or a list of choices: {error}", f"sweep.space.{path}"
-                ) from None
-        return space
-    if experiment.attack is None:
-        raise ConfigError("a sweep searches the strongest attack; set attack or sweep.space", "attack")
-    found = tunables(type(experiment.attack))
-    if not found:
-        raise ConfigError(f"{experiment.attack.name} has no tunable field; set sweep.space", "attack")
-    return {f"attack.{name}": span for name, span in found.items()}
+    @property
+    def verdict(self) -> str:
+        """Whether the search was worth it, in words; decided by the 95 % interval of the paired difference."""
+        if self.gain.mean - self.gain.half > 0:
+            return "the winner beats the configured attack"
+        if self.gain.mean <= 0:
+            return "the winner does not beat the configured attack"
+        return "the winner cannot be told from the configured attack on these seeds"
 
 
-def tunables(attack: type[Attack]) -> dict[str, Tunable | Choice]:
-    """The annotated search ranges of an attack's fields."""
-    hints = get_type_hints(attack, include_extras=True)
-    found = {}
-    for field in fields(attack):
-        for mark in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(mark, Tunable | Choice):
-                found[field.name] = mark
-    return found
-
-
-def suggest_value(trial: Trial, path: str, span: Tunable | Choice) -> Any:
-    """A value of one parameter."""
-    if isinstance(span, Choice):
-        return trial.suggest_categorical(path, list(span.values))
-    if span.integer:
-        return trial.suggest_int(path, int(span.low), int(span.high), log=span.log)
-    return trial.suggest_float(path, span.low, span.high, log=span.log)
-
-
-def score(history: list[dict[str, float]], metric: str) -> float:
+def score(history: Sequence[Mapping[str, float]], metric: str) -> float:
     """Mean of a metric over the last third of the rounds that report it: a single round is noise.
 
     Raises:
@@ -122,37 +92,43 @@ def score(history: list[dict[str, float]], metric: str) -> float:
     return sum(last) / len(last)
 
 
-def violations(history: list[dict[str, float]], constraints: Mapping[str, str]) -> list[float]:
+def violations(history: Sequence[Mapping[str, float]], constraints: Mapping[str, str]) -> dict[str, float]:
     """By how much each constraint is missed; at most 0 where it holds."""
-    missed = []
+    missed = {}
     for metric, bound in constraints.items():
         sign, limit = parse_bound(metric, bound)
-        missed.append(sign * (limit - score(history, metric)))
+        missed[metric] = sign * (limit - score(history, metric))
     return missed
 
 
-class _Pruning:
-    """An observer that reports the metric to Optuna and stops a hopeless trial."""
+class _Watcher:
+    """An observer that keeps the figures, and reports them to Optuna, which may end a hopeless trial."""
 
-    def __init__(self, trial: Trial, metric: str, enabled: bool):
-        self.trial, self.metric, self.enabled = trial, metric, enabled
+    def __init__(self, trial: Trial | None = None, metric: str = ""):
+        self.trial, self.metric = trial, metric
         self.history: list[dict[str, float]] = []
+        self.rounds = 0
 
     def start(self, federation: Federation) -> None:
         pass
 
     def round(self, federation: Federation, report: RoundReport) -> None:
         self.history = federation.state.history
-        if self.metric not in report.metrics:
+        self.rounds += 1
+        if self.trial is None or self.metric not in report.metrics:
             return
         self.trial.report(report.metrics[self.metric], report.round)
         last = report.round + 1 == federation.experiment.rounds
-        if self.enabled and not last and self.trial.should_prune():
+        if not last and self.trial.should_prune():
             federation.state.stopped = f"pruned after round {report.round}"
+
+    def beside(self, watch: runs.Watch) -> runs.Watch:
+        """This observer and those that `watch` makes."""
+        return lambda experiment: [self, *watch(experiment)]
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Task:
     """What a worker process needs to know."""
 
     name: str
@@ -161,24 +137,28 @@ class _Study:
     label: str
     run_id: str
 
+    @property
+    def warmups(self) -> Path:
+        return runs_folder() / "warmup" / self.name
+
     def open(self) -> optuna.Study:
         experiment = load(self.tree)
         settings = experiment.sweep
-
-        def constraints(trial: FrozenTrial) -> list[float]:
-            return list(trial.user_attrs.get("violations", [0.0] * len(settings.constraints)))
-
-        bounded = constraints if settings.constraints else None
         # Workers must not repeat each other's random starts.
         seed = experiment.seed + os.getpid() % 1000 if settings.jobs > 1 else experiment.seed
         samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constraints_func=bounded),
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
             "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-            "gp": lambda: optuna.samplers.GPSampler(seed=seed, constraints_func=bounded),
+            "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
             "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
         }
         warmup = max(1, experiment.rounds // 3)
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warmup)
+        pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warmup),
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=experiment.rounds),
+            "none": optuna.pruners.NopPruner,
+        }
         storage = optuna.storages.RDBStorage(
             self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
         )
@@ -186,8 +166,8 @@ class _Study:
             storage=storage,
             study_name=self.name,
             sampler=samplers[settings.sampler](),
-            pruner=pruner if settings.prune else optuna.pruners.NopPruner(),
-            direction=settings.direction,
+            pruner=pruners[settings.pruner](),
+            directions=list(settings.directions),
             load_if_exists=True,
         )
 
@@ -209,13 +189,14 @@ def sweep(
     Raises:
         ConfigError: bad input, before any trial.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    _quiet()
     space = search_space(experiment)
-    Federation(experiment)  # bad input shows before a study exists
+    for first in _first_trials(experiment, space):  # bad input shows before a study exists
+        experiment.override(changes(space, _given(first)))
+    Federation(experiment)
     store = tracking.client()
     name = f"{tracking.registered_name(experiment)}-{_digest(experiment)}"
-    task = _Study(name, f"sqlite:///{runs_folder() / 'optuna.db'}", experiment.to_dict(), label, "")
+    task = _Task(name, f"sqlite:///{runs_folder() / 'optuna.db'}", experiment.to_dict(), label, "")
     study = task.open()
 
     def prepare() -> None:
@@ -223,7 +204,8 @@ def sweep(
             _bury(study)
             return
         run_id = tracking.create_run(store, experiment, f"search: {name}", "study", **{"fl.experiment": label})
-        study.enqueue_trial(_defaults(experiment, space))
+        for params in _first_trials(experiment, space):
+            study.enqueue_trial(params)
         study.set_user_attr("run_id", run_id)
 
     with _shared(runs_folder() / f"{name}.lock", prepare):
@@ -231,17 +213,37 @@ def sweep(
         store.update_run(run_id, status="RUNNING")
         task = replace(task, run_id=run_id)
         _search(task, study, progress)
-    outcome = _conclude(task, study, label, watch)
+    outcome = _conclude(task, study, watch)
     tracking.end_run(store, run_id, "FINISHED")
+    shutil.rmtree(task.warmups, ignore_errors=True)
     return outcome
 
 
-def _search(task: _Study, study: optuna.Study, progress: Callable[[optuna.Study, int], None]) -> None:
+def _first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
+    """What the search tries first: the configured values, or every attack where the attack itself is searched."""
+    if isinstance(attacks := space.get("attack"), Choice):
+        return [{"attack": name} for name in attacks.values]
+    flat = tracking.flatten(experiment.to_dict())
+    return [{path: flat[path] for path in space if flat.get(path) is not None}]
+
+
+def _given(params: Mapping[str, Any]) -> Ask:
+    """Draws the given values, and the first of a range elsewhere."""
+
+    def ask(name: str, span: Span) -> Any:
+        some = span.values[0] if isinstance(span, Choice) else int(span.low) if span.integer else span.low
+        return params.get(name, some)
+
+    return ask
+
+
+def _search(task: _Task, study: optuna.Study, progress: Callable[[optuna.Study, int], None]) -> None:
     settings = load(task.tree).sweep
     missing = settings.trials - len(study.get_trials(deepcopy=False, states=DONE))
     jobs = min(settings.jobs, max(0, missing))
     if jobs == 1:
         _work(task, lambda: progress(study, settings.trials))
+    if jobs < 2:
         return
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_work_alone, args=(task, jobs), daemon=True) for _ in range(jobs)]
@@ -258,163 +260,195 @@ def _search(task: _Study, study: optuna.Study, progress: Callable[[optuna.Study,
     progress(study, settings.trials)
 
 
-def _work_alone(task: _Study, jobs: int) -> None:
+def _work_alone(task: _Task, jobs: int) -> None:
     """A worker process: its share of the cores, no output of its own."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    _quiet()
     _work(task, lambda: None)
 
 
-def _work(task: _Study, progress: Callable[[], None]) -> None:
+def _work(task: _Task, progress: Callable[[], None]) -> None:
     """Trials until enough are done or under way."""
     study = task.open()
     experiment = load(task.tree)
     store = tracking.client()
+    first = experiment.sweep.metrics[0]
     while True:
         progress()
         trials = study.get_trials(deepcopy=False)
         if sum(trial.state != TrialState.WAITING for trial in trials) >= experiment.sweep.trials + _killed(trials):
             return
         study.optimize(lambda trial: _trial(trial, task, experiment), n_trials=1, catch=(Exception,))
-        last = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if last and last[-1].value is not None:
-            store.log_metric(task.run_id, "sweep/value", last[-1].value, step=last[-1].number)
-            store.log_metric(task.run_id, "sweep/best", _best(study, last).value or 0.0, step=last[-1].number)
+        measured = study.get_trials(deepcopy=False, states=MEASURED)
+        if measured and measured[-1].values:
+            store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)
 
 
-def _trial(trial: Trial, task: _Study, base: Experiment) -> float:
+def _ask(trial: Trial) -> Ask:
+    def ask(name: str, span: Span) -> Any:
+        if isinstance(span, Choice):
+            return trial.suggest_categorical(name, list(span.values))
+        if span.integer:
+            return trial.suggest_int(name, int(span.low), int(span.high), log=span.log)
+        return trial.suggest_float(name, span.low, span.high, log=span.log)
+
+    return ask
+
+
+def _trial(trial: Trial, task: _Task, base: Experiment) -> float | Sequence[float]:
     """One trial: a tracked child run of the study."""
     settings = base.sweep
-    values = {path: suggest_value(trial, path, span) for path, span in search_space(base).items()}
-    experiment = base.override(values | {"tracking.register": "never", "evaluation.twin": False})
-    pruning = _Pruning(trial, settings.metric, settings.prune)
+    drawn = changes(search_space(base), _ask(trial))
+    trial.set_user_attr("changes", drawn)
+    single = len(settings.metrics) == 1
+    watcher = _Watcher(trial, settings.metrics[0]) if single else _Watcher()
     try:
-        outcome = runs.run(experiment, task.label, lambda _: [pruning], parent=task.run_id, kind="trial")
+        experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
+        quiet = watcher.beside(lambda _: ())
+        outcome = runs.run(experiment, task.label, quiet, task.run_id, "trial", task.warmups)
     except Exception as error:
         trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
         raise
     trial.set_user_attr("run_id", outcome.run_id)
-    trial.set_user_attr("rounds", outcome.rounds)
-    trial.set_user_attr("violations", violations(pruning.history, settings.constraints))
-    value = score(pruning.history, settings.metric)
-    if outcome.stopped and outcome.stopped.startswith("pruned"):
-        raise optuna.TrialPruned(outcome.stopped)
+    trial.set_user_attr("rounds", watcher.rounds)
+    for metric, missed in violations(watcher.history, settings.constraints).items():
+        trial.set_constraint(metric, missed)
+    values = [score(watcher.history, metric) for metric in settings.metrics]
     if outcome.stopped:
-        trial.set_user_attr("error", outcome.stopped)
-        raise optuna.TrialPruned(outcome.stopped)
-    return value
+        if not outcome.stopped.startswith("pruned"):
+            trial.set_user_attr("error", outcome.stopped)
+        if single:
+            raise optuna.TrialPruned(outcome.stopped)
+    return values[0] if single else values
 
 
-def _conclude(task: _Study, study: optuna.Study, label: str, watch: runs.Watch) -> SweepOutcome:
-    """Confirm the winner on unseen seeds, beside the untuned attack, and register its model."""
+def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcome:
+    """Confirm the winner on unseen seeds, beside the configured attack, and register its model."""
     experiment = load(task.tree)
+    settings = experiment.sweep
     store = tracking.client()
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
+    measured = study.get_trials(deepcopy=False, states=MEASURED)
+    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
     if not complete:
         reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
         tracking.end_run(store, task.run_id, "FAILED", "; ".join(sorted(reasons)))
         raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
-    winner = _best(study, complete)
-    default = _defaults(experiment, search_space(experiment))
-    confirmed, registered = _confirm(task, experiment, winner.params, label, watch, "always")
-    untuned = confirmed if winner.params == default else _confirm(task, experiment, default, label, watch, "never")[0]
-    best_first = sorted(done, key=lambda trial: _rank(study, trial))
-    rounds = sum(trial.user_attrs.get("rounds", 0) for trial in done)
-    table = [
-        {
-            "number": trial.number,
-            "value": trial.value,
-            "state": trial.state.name.lower(),
-            "feasible": _feasible(trial),
-            "params": trial.params,
-            "run_id": trial.user_attrs.get("run_id"),
-        }
-        for trial in best_first
-    ]
+    winner = min(complete, key=lambda trial: _rank(study, trial))
+    searched = dict(zip(settings.metrics, winner.values, strict=True)) if _feasible(winner) else None
+    configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
+    confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "always")
+    default, _ = _confirm(task, experiment, configured, watch, "never")
+    first = settings.metrics[0]
+    better = 1 if settings.directions[0] == "maximize" else -1
+    gain = interval([better * (a - b) for a, b in zip(confirmed[first], default[first], strict=True)])
+    rounds = sum(trial.user_attrs.get("rounds", 0) for trial in measured)
     outcome = SweepOutcome(
-        task.run_id,
-        study.study_name,
-        table,
-        winner.value if _feasible(winner) else None,
-        dict(winner.params),
-        confirmed,
-        untuned,
-        registered,
-        1 - rounds / (experiment.rounds * len(done)),
+        run_id=task.run_id,
+        study=study.study_name,
+        trials=_table(study, measured),
+        searched=searched,
+        winner=winner.user_attrs["changes"],
+        confirmed={metric: interval(values) for metric, values in confirmed.items()},
+        default={metric: interval(values) for metric, values in default.items()},
+        gain=gain,
+        registered_model=registered,
+        rounds_saved=1 - rounds / (experiment.rounds * len(measured)),
     )
-    store.log_text(task.run_id, json.dumps(table, indent=1), "trials.json")
-    for figure, value in (
-        ("sweep/searched", winner.value),
-        ("sweep/confirmed", confirmed.mean),
-        ("sweep/default", untuned.mean),
-    ):
-        store.log_metric(task.run_id, figure, value or 0.0)
+    store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
+    for metric in settings.metrics:
+        figures = {"confirmed": outcome.confirmed[metric].mean, "configured": outcome.default[metric].mean}
+        figures |= {"searched": searched[metric]} if searched else {}
+        for name, value in figures.items():
+            store.log_metric(task.run_id, f"sweep/{name}/{metric}", value)
     store.log_metric(task.run_id, "sweep/rounds_saved", outcome.rounds_saved)
-    tracking.log_study_pictures(store, task.run_id, study)
+    for name, figure in _pictures(study, settings.metrics):
+        tracking.log_picture(store, task.run_id, figure, f"search_{name}.png")
     return outcome
 
 
+def _table(study: optuna.Study, measured: list[FrozenTrial]) -> list[dict[str, Any]]:
+    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else set()
+    return [
+        {
+            "number": trial.number,
+            "values": trial.values,
+            "state": trial.state.name.lower(),
+            "feasible": _feasible(trial),
+            "front": trial.number in front,
+            "changes": trial.user_attrs.get("changes", {}),
+            "run_id": trial.user_attrs.get("run_id"),
+        }
+        for trial in sorted(measured, key=lambda trial: _rank(study, trial))
+    ]
+
+
 def _confirm(
-    task: _Study, base: Experiment, params: Mapping[str, Any], label: str, watch: runs.Watch, register: str
-) -> tuple[Interval, str | None]:
-    """Runs on the unseen seeds; the first one's model is registered."""
-    values, registered = [], None
+    task: _Task, base: Experiment, drawn: Mapping[str, Any], watch: runs.Watch, register: str
+) -> tuple[dict[str, list[float]], str | None]:
+    """Figures on the unseen seeds; the first run's model is registered."""
+    values: dict[str, list[float]] = {metric: [] for metric in base.sweep.metrics}
+    registered = None
     for position, seed in enumerate(base.sweep.confirm_seeds):
-        changes = {"seed": seed, "tracking.register": register if position == 0 else "never"}
-        experiment = base.override({**params, **changes})
-        history = _History()
-        outcome = runs.run(experiment, label, _beside(history, watch), parent=task.run_id, kind="confirmation")
-        values.append(score(history.rounds, base.sweep.metric))
+        own = {"seed": seed, "tracking.register": register if position == 0 else "never", "evaluation.twin": False}
+        watcher = _Watcher()
+        outcome = runs.run(
+            base.override({**drawn, **own}),
+            task.label,
+            watcher.beside(watch),
+            task.run_id,
+            "confirmation",
+            task.warmups,
+        )
+        for metric, figures in values.items():
+            figures.append(score(watcher.history, metric))
         registered = registered or outcome.registered_model
-    return interval(values), registered
+    return values, registered
 
 
-def _beside(observer: Observer, watch: runs.Watch) -> runs.Watch:
-    return lambda experiment: [observer, *watch(experiment)]
-
-
-class _History:
-    """An observer that keeps the figures of all rounds."""
-
-    def __init__(self) -> None:
-        self.rounds: list[dict[str, float]] = []
-
-    def start(self, federation: Federation) -> None:
-        pass
-
-    def round(self, federation: Federation, report: RoundReport) -> None:
-        self.rounds = federation.state.history
-
-
-def _best(study: optuna.Study, trials: list[FrozenTrial]) -> FrozenTrial:
-    """The best feasible trial, else the one that misses its constraints least."""
-    scored = [trial for trial in trials if trial.value is not None]
-    feasible = [trial for trial in scored if _feasible(trial)]
-    if feasible:
-        return max(feasible, key=lambda trial: _sign(study) * (trial.value or 0.0))
-    return min(scored, key=lambda trial: sum(max(0.0, v) for v in trial.user_attrs["violations"]))
-
-
-def _rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float]:
-    """Sorts the best trial first, infeasible and valueless ones last."""
-    value = math.inf if trial.value is None else -_sign(study) * trial.value
-    return not _feasible(trial), value
+def _rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
+    """Sorts the best trial in the first metric first; infeasible ones after, those that miss least before others."""
+    missed = sum(max(0.0, value) for value in trial.constraints.values())
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
+    value = -sign * trial.values[0] if trial.values else math.inf
+    return missed > 0, missed, value
 
 
 def _feasible(trial: FrozenTrial) -> bool:
-    return all(missed <= 0 for missed in trial.user_attrs.get("violations", []))
+    return all(missed <= 0 for missed in trial.constraints.values())
 
 
-def _sign(study: optuna.Study) -> int:
-    return 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+def _pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+    """Optuna's own plots, as far as the study has enough trials for them."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for position, metric in enumerate(metrics):
+
+        def target(trial: FrozenTrial, position: int = position) -> float:
+            return float(trial.values[position])
+
+        suffix = "" if len(metrics) == 1 else f"_{metric.replace('/', '_')}"
+        options: dict[str, Any] = {"target": target, "target_name": metric}
+        yield f"history{suffix}", _figure(plots.plot_optimization_history(study, **options))
+        yield f"slices{suffix}", _figure(plots.plot_slice(study, **options))
+        if len({trial.values[position] for trial in complete}) < 2:
+            continue
+        shared = set.intersection(*(set(trial.params) for trial in complete))
+        if len(complete) > 3 and len(shared) > 1:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            yield f"importance{suffix}", _figure(plots.plot_param_importances(study, evaluator=evaluator, **options))
+        if len(shared) > 1:
+            yield f"contour{suffix}", _figure(plots.plot_contour(study, params=sorted(shared)[:4], **options))
+    if len(metrics) == 2:
+        yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
 
 
-def _defaults(experiment: Experiment, space: Space) -> dict[str, Any]:
-    """The configured values of the searched paths, which the search tries first."""
-    flat = tracking.flatten(experiment.to_dict())
-    return {path: flat[path] for path in space if flat.get(path) is not None}
+def _figure(axes: Any) -> Figure:
+    figure: Figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+    return figure
+
+
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def _digest(experiment: Experiment) -> str:

@@ -27,6 +27,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 import mlflow  # noqa: E402, TID251
 import mlflow.pytorch  # noqa: E402, TID251
 import torch  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402, TID251
 from mlflow.entities import Metric, Param, Run  # noqa: E402, TID251
@@ -204,14 +205,10 @@ def end_children(run_id: str, status: str, reason: str) -> None:
         end_run(store, run.info.run_id, status, reason)
 
 
-def log_study_pictures(store: MlflowClient, run_id: str, study: Any) -> None:
-    """Optuna's own plots of a study as artifacts."""
-    import optuna.visualization.matplotlib as plots  # noqa: TID251
-
-    for name, plot in (("history", plots.plot_optimization_history), ("slices", plots.plot_slice)):
-        axes = plot(study)
-        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-        store.log_figure(run_id, figure, f"search_{name}.png")
+def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> None:
+    """A picture as an artifact; the figure is closed."""
+    store.log_figure(run_id, figure, name, save_kwargs={"dpi": 120, "bbox_inches": "tight"})
+    pyplot.close(figure)
 
 
 def log_summary(store: MlflowClient, run_id: str, spread: Mapping[str, Interval]) -> None:
@@ -276,8 +273,11 @@ class Tracker:
             self.store.log_batch(self.run_id, metrics=metrics[start : start + 900])
 
     def start(self, federation: Federation) -> None:
-        """Log who holds which labels."""
-        if federation.state.round == 0:
+        """Log who holds which labels, and the figures of rounds that were run elsewhere."""
+        fresh = self.journal.last_step < 0
+        for round, figures in enumerate(federation.state.history):
+            self.journal.append(round, figures)
+        if fresh:
             picture = plot_partition(federation.assignment, federation.data.train.y.cpu(), federation.data.classes)
             self._picture(picture, "partition.png")
 
@@ -320,7 +320,7 @@ class Tracker:
             end_run(self.store, self.run_id, status, reason[:500])
 
     def _picture(self, figure: Figure, name: str) -> None:
-        self.store.log_figure(self.run_id, figure, name)
+        log_picture(self.store, self.run_id, figure, name)
 
     def _log_model(
         self, federation: Federation, theta_D: torch.Tensor, name: str, step: int, figures: Mapping[str, float]

@@ -73,7 +73,7 @@ class Cmp(Attack):
     batch: int = Field(default=1000, ge=1)
     eps: Annotated[float, Tunable(1e-5, 1e-1, log=True)] = Field(default=1e-3, ge=0)
 
-    designated_epochs: Annotated[int, Tunable(1, 10)] = Field(default=3, ge=1)
+    designated_epochs: Annotated[int, Tunable(1, 10, integer=True)] = Field(default=3, ge=1)
     designated_lr: Annotated[float, Tunable(1e-3, 0.5, log=True)] = Field(default=0.1, gt=0)
     designated_batch_size: int = Field(default=64, ge=1)
 

@@ -1,0 +1,234 @@
+"""The search: its space, its trials in MLflow and Optuna, what a kill costs, what it says in the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna  # noqa: TID251
+import pytest
+
+from fl_lightning import sweep as sweeping
+from fl_lightning import tracking
+from fl_lightning.attacks import Choice, Tunable
+from fl_lightning.config import Experiment, dump
+from fl_lightning.registry import ConfigError
+from fl_lightning.space import changes, search_space, tunables
+from fl_lightning.sweep import score, sweep, violations
+
+ATTACKED: dict[str, Any] = {
+    "attack": {"name": "gaussian", "std": 0.05},
+    "participation": {"name": "full", "malicious": 2},
+    "rounds": 6,
+    "sweep": {"trials": 4, "confirm_seeds": [7, 8], "space": {"attack.std": {"low": 1e-4, "high": 10.0, "log": True}}},
+}
+
+
+def searched(tiny: Any, **sweep_settings: Any) -> Experiment:
+    experiment: Experiment = tiny(**ATTACKED | {"sweep": ATTACKED["sweep"] | sweep_settings})
+    return experiment
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'optuna.db'}")
+
+
+def test_the_space_is_the_attacks_own_unless_given(tiny):
+    own = search_space(tiny(attack="model_replacement"))
+    assert own
+    assert all(path.startswith("attack.") for path in own)
+    given = search_space(
+        tiny(attack="gaussian", sweep={"space": {"attack.std": {"low": 1, "high": 2}, "seed": [1, 2]}})
+    )
+    assert given == {"attack.std": Tunable(1, 2), "seed": Choice((1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ({"attack": None}, "a sweep searches the strongest attack"),
+        ({"attack": "gaussian", "sweep": {"space": {"attack.std": {"low": 3}}}}, "sweep.space.attack.std"),
+    ],
+)
+def test_a_space_that_is_none_is_refused(tiny, slots, message):
+    with pytest.raises(ConfigError, match=message):
+        search_space(tiny(**slots))
+
+
+def test_score_is_the_mean_of_the_last_third():
+    history = [{"a": float(value)} for value in (9, 9, 9, 9, 1, 3)] + [{"time/round": 1.0}]
+    assert score(history, "a") == 2.0
+    with pytest.raises(ConfigError, match="no round reports 'b'"):
+        score(history, "b")
+
+
+def test_violations_by_hand():
+    history = [{"global/accuracy": 0.7, "stealth/l2_max": 3.0}]
+    bounds = {"global/accuracy": ">= 0.85", "stealth/l2_max": "<= 4"}
+    assert violations(history, bounds) == pytest.approx({"global/accuracy": 0.15, "stealth/l2_max": -1.0})
+
+
+def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_folder: Path):
+    experiment = searched(tiny)
+    outcome = sweep(experiment, "tiny")
+    study = study_of(store_folder)
+    store = tracking.client()
+    parent = store.get_run(outcome.run_id)
+    assert parent.info.status == "FINISHED"
+    children = store.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'")
+    kinds = [child.data.tags["fl.kind"] for child in children]
+    assert kinds.count("trial") == 4
+    assert {child.data.tags["fl.seed"] for child in children if child.data.tags["fl.kind"] == "confirmation"} == {
+        "7",
+        "8",
+    }
+    for trial in study.trials:
+        history = [
+            one.value
+            for one in sorted(
+                store.get_metric_history(trial.user_attrs["run_id"], "attack/success"), key=lambda one: one.step
+            )
+        ]
+        if trial.state == optuna.trial.TrialState.COMPLETE:
+            assert trial.value == pytest.approx(sum(history[-2:]) / 2)
+    complete = [trial.value for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert outcome.searched == {"attack/success": max(complete)}
+    assert study.trials[0].params["attack.std"] == 0.05  # the configured attack goes first
+    for name, found in (("confirmed", outcome.confirmed), ("configured", outcome.default)):
+        assert parent.data.metrics[f"sweep/{name}/attack/success"] == found["attack/success"].mean
+    assert outcome.registered_model == "digits-mlp-gaussian-vs-mean/1"
+    artifacts = {file.path for file in store.list_artifacts(outcome.run_id)}
+    assert {"search_history.png", "search_slices.png", "search.json"} <= artifacts
+
+
+def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Path):
+    first = sweep(searched(tiny, trials=2), "tiny")
+    more = sweep(searched(tiny, trials=3), "tiny")
+    assert more.study == first.study
+    assert more.run_id == first.run_id
+    assert len(study_of(store_folder).trials) == 3
+
+
+def test_a_trial_that_breaks_is_recorded_and_the_search_goes_on(
+    tiny, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, calls = sweeping.runs.run, []
+
+    def sometimes(experiment: Experiment, *rest: Any, **more: Any) -> Any:
+        calls.append(experiment)
+        if len(calls) == 2:
+            raise RuntimeError("out of luck")
+        return real(experiment, *rest, **more)
+
+    monkeypatch.setattr(sweeping.runs, "run", sometimes)
+    sweep(searched(tiny, trials=3), "tiny")
+    failed = [trial for trial in study_of(store_folder).trials if trial.state == optuna.trial.TrialState.FAIL]
+    assert [trial.user_attrs["error"] for trial in failed] == ["RuntimeError: out of luck"]
+
+
+def test_constraints_decide_the_winner(tiny):
+    outcome = sweep(searched(tiny, constraints={"global/accuracy": ">= 2"}), "tiny")
+    assert outcome.searched is None  # nothing holds it: said plainly, never called strongest
+    assert all(not row["feasible"] for row in outcome.trials)
+
+
+PROGRAM = """
+import sys, yaml
+from fl_lightning.config import load
+from fl_lightning.sweep import sweep
+if __name__ == "__main__":
+    sweep(load(yaml.safe_load(open(sys.argv[1]))), "tiny")
+"""
+
+
+def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path, tmp_path: Path):
+    experiment = searched(tiny, trials=6, jobs=2)
+    config, program = tmp_path / "config.yaml", tmp_path / "program.py"
+    config.write_text(dump(experiment))
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), str(config)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            time.sleep(0.3)
+            if (store_folder / "optuna.db").exists() and count(store_folder, optuna.trial.TrialState.COMPLETE) >= 1:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finished = count(store_folder, optuna.trial.TrialState.COMPLETE)
+    assert 1 <= finished < 6
+    outcome = sweep(experiment.model_copy(update={"sweep": searched(tiny, trials=6).sweep}), "tiny")
+    states = [trial.state for trial in study_of(store_folder).trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    assert sum(state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for state in states) == 6
+    store = tracking.client()
+    parent = store.get_run(outcome.run_id)
+    query = f"tags.`mlflow.parentRunId` = '{outcome.run_id}' AND attributes.status = 'RUNNING'"
+    assert not store.search_runs([parent.info.experiment_id], query)
+
+
+def count(folder: Path, state: optuna.trial.TrialState) -> int:
+    try:
+        return sum(trial.state == state for trial in study_of(folder).trials)
+    except Exception:  # the database is being made
+        return 0
+
+
+def test_a_search_over_attacks_draws_only_what_the_drawn_attack_has(tiny):
+    experiment = tiny(**ATTACKED | {"sweep": {"space": {"attack": {"choice": ["alie", "sign_flip"]}}}})
+    asked: list[str] = []
+
+    def ask(name: str, span: Any) -> Any:
+        asked.append(name)
+        return "sign_flip" if name == "attack" else 2.5
+
+    drawn = changes(search_space(experiment), ask)
+    assert asked == ["attack", "sign_flip.scale"]
+    assert drawn == {"attack": "sign_flip", "attack.scale": 2.5}
+    changed = experiment.override(drawn)
+    assert changed.attack.name == "sign_flip"  # type: ignore[union-attr]
+    assert changed.attack.scale == 2.5  # type: ignore[union-attr]
+
+
+def test_two_metrics_give_a_pareto_front(tiny, store_folder: Path):
+    settings = {"metric": ["attack/success", "stealth/l2_max"], "direction": ["maximize", "minimize"], "trials": 5}
+    outcome = sweep(searched(tiny, **settings), "tiny")
+    front = [row for row in outcome.trials if row["front"]]
+    others = [row["values"] for row in outcome.trials if not row["front"]]
+    assert front
+    for success, distance in others:
+        assert any(row["values"][0] >= success and row["values"][1] <= distance for row in front)
+    assert set(outcome.confirmed) == {"attack/success", "stealth/l2_max"}
+    artifacts = {file.path for file in tracking.client().list_artifacts(outcome.run_id)}
+    assert "search_pareto.png" in artifacts
+
+
+def test_a_shared_warm_up_saves_rounds_and_changes_no_figure(tiny, store_folder: Path):
+    late = {"participation": {"name": "full", "malicious": 2, "schedule": {"name": "from_round", "round": 4}}}
+    experiment = tiny(**ATTACKED | late | {"sweep": ATTACKED["sweep"] | {"trials": 3, "pruner": "none"}})
+    outcome = sweep(experiment, "tiny")
+    study = study_of(store_folder)
+    assert [trial.user_attrs["rounds"] for trial in study.trials] == [6, 2, 2]
+    assert outcome.rounds_saved == pytest.approx(1 - 10 / 18)
+    alone = sweeping.runs.run(experiment.override(study.trials[2].user_attrs["changes"]), "tiny")
+    store = tracking.client()
+    for metric in ("global/accuracy", "attack/success", "stealth/l2_max"):
+        histories = [
+            [(one.step, one.value) for one in store.get_metric_history(run_id, metric)]
+            for run_id in (alone.run_id, study.trials[2].user_attrs["run_id"])
+        ]
+        assert sorted(histories[0]) == sorted(histories[1])
+    assert not (store_folder / "warmup").exists() or not list((store_folder / "warmup").iterdir())
+
+
+def test_a_space_names_every_tunable_of_an_attack_with_its_own_type(tiny):
+    from fl_lightning.registry import registry
+
+    for attack in registry("attack"):
+        for name, span in tunables(attack).items():  # type: ignore[arg-type]
+            annotation = str(attack.__dataclass_fields__[name].type)  # type: ignore[attr-defined]
+            if isinstance(span, Tunable):
+                assert span.integer == ("int" in annotation and "float" not in annotation), (attack.name, name)

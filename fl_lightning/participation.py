@@ -10,6 +10,8 @@ from torch import Tensor
 from fl_lightning.randomness import generator
 from fl_lightning.registry import Component, ConfigError, Registry, Slot, component
 
+__all__ = ["Always", "Cohort", "Fraction", "FromRound", "Full", "KOfN", "Once", "Participation", "Random", "Schedule"]
+
 
 class Schedule(Component, ABC):
     """Decides in which rounds the malicious clients attack; in all others they train honestly."""

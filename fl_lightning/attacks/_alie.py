@@ -51,6 +51,7 @@ def alie(honest_HD: Tensor, z: float) -> Tensor:
         `[D]` what all malicious clients send.
 
     Example:
+        >>> import torch
         >>> alie(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), z=1.5)
         tensor([0.5000, 2.0000])
     """

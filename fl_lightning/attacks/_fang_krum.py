@@ -62,9 +62,10 @@ def fang_krum(
         The deviation; the crafted updates are -lambda s.
 
     Example:
+        >>> import torch
         >>> updates = torch.tensor([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 1.0]])
-        >>> fang_krum(updates, torch.ones(2), torch.zeros(2), 1, search="bisection").found
-        True
+        >>> fang_krum(updates, torch.ones(2), torch.zeros(3), 2, search="bisection").strength
+        0.41...
     """
     g = geometry(benign_BD, direction_D)
     neighbours = max(1, len(benign_BD) + len(radii_M) - n_byzantine - 2)

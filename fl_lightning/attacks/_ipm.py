@@ -30,6 +30,7 @@ def ipm(honest_HD: Tensor, epsilon: float) -> Tensor:
         `[D]` what all malicious clients send.
 
     Example:
+        >>> import torch
         >>> ipm(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), epsilon=0.5)
         tensor([-1., -1.])
     """

@@ -28,6 +28,7 @@ def sign_flip(honest_MD: Tensor, scale: float = 1.0) -> Tensor:
         `[M, D]` updates.
 
     Example:
+        >>> import torch
         >>> sign_flip(torch.tensor([[1.0, -2.0]]), scale=3.0)
         tensor([[-3.,  6.]])
     """

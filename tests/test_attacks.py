@@ -42,7 +42,12 @@ CANONICAL: dict[str, list[dict]] = {
     "cmp": [{}, {"knowledge": "partial"}, {"knowledge": "full"}],
     "alternating_minimization": [{}],
     "deep": [{}],
-    "multi_party": [{"knowledge": "full"}],
+    "multi_party": [
+        {},
+        {"knowledge": "partial", "visible_updates": 2, "gamma": 0.1},
+        {"knowledge": "full", "objective": {"name": "label_map", "mapping": {5: 7}}},
+        {"knowledge": "none", "distance": None, "objective": "trigger"},
+    ],
 }
 CASES = [
     registry("attack").build({"name": name, **case})

@@ -134,7 +134,7 @@ class Cmp(Attack):
 
         def accepts(update_D: Tensor) -> bool:
             if self.constraint == "original":
-                return rehearsal.selected(update_D)
+                return rehearsal.selected(update_D, self.margin)
             return rehearsal.near_enough(update_D, self.margin)
 
         def gradient(update_D: Tensor) -> Tensor:

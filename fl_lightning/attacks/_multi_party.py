@@ -125,6 +125,9 @@ class MultiParty(Attack):
 
     Attributes:
         grid: values of lambda; N / M replaces the global model.
+        start: where the attackers train from: the model that the benign updates alone would lead to, as eq. 4 asks for a delta
+            that lowers the loss of the aggregated model; or the broadcast model, from which nothing counters the benign
+            updates once the target is learnt, so that success comes and goes.
         criterion: the weighted J above, or the printed one.
         target_weight: b.
         cosine_weight: p.
@@ -143,6 +146,7 @@ class MultiParty(Attack):
     knowledge: Knowledge = "partial"
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
     grid: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 10)
+    start: Annotated[Literal["foreseen", "global"], Choice(("foreseen", "global"))] = "foreseen"
     criterion: Literal["weighted", "printed"] = "weighted"
     target_weight: Annotated[float, Tunable(1, 100, log=True)] = Field(default=10.0, ge=0)
     cosine_weight: Annotated[float, Tunable(0.1, 10, log=True)] = Field(default=1.0, ge=0)
@@ -164,8 +168,8 @@ class MultiParty(Attack):
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on clean and dirty samples, then choose the boosts together."""
         loot = self._loot(view)
-        updates_MD = self._train(view, loot)
         weights_M, benign_sum_D = foreseen(view)
+        updates_MD = self._train(view, loot, benign_sum_D)
         seen_VD = yardstick(view)
         threshold = None if self.distance is None else self.distance * widest_distance(seen_VD)
         reaches_MG = [distances(update_D, self.grid, seen_VD).tolist() for update_D in updates_MD]
@@ -209,7 +213,7 @@ class MultiParty(Attack):
         ]
         return Loot(clean, pick(poison, self.poison_samples, draw))
 
-    def _train(self, view: View, loot: Loot) -> Tensor:
+    def _train(self, view: View, loot: Loot, benign_sum_D: Tensor) -> Tensor:
         """`[M, D]` the attackers' updates before boosting."""
         client = replace(view.client, epochs=self.epochs, steps=None) if self.epochs else view.client
         lessons = []
@@ -220,7 +224,8 @@ class MultiParty(Attack):
                 lessons.append(mix(clean, loot.poison, self.poison_fraction, view.generator("mix", row)))
         # Attackers that hold nothing at all of use train honestly.
         lessons = [lesson if len(lesson) else own for lesson, own in zip(lessons, view.own_samples, strict=True)]
-        return view.train(lessons, client)
+        start_D = view.global_D + view.server_lr * benign_sum_D if self.start == "foreseen" else None
+        return view.train(lessons, client, start_D=start_D)
 
     def _judge(
         self,

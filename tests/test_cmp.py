@@ -1,8 +1,8 @@
 """Covert model poisoning: golden numbers, the closed form, the rehearsed Krum, the feedback, and its claims."""
 
 import math
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch

@@ -17,6 +17,8 @@ from fl_lightning.attacks import (
     Gaussian,
     Ipm,
     KnowledgeError,
+    LabelFlip,
+    LabelMap,
     Poisoned,
     SignFlip,
     alie,
@@ -24,13 +26,14 @@ from fl_lightning.attacks import (
     largest_z,
     sign_flip,
 )
+from fl_lightning.attacks._label_flip import shifted
 from fl_lightning.randomness import generator
 from fl_lightning.registry import ConfigError, component, named_config, registry
 from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_honest_at_zero, play
 
 # Every registered attack takes its cases from here.
 CANONICAL: dict[str, list[dict]] = {
-    "label_flip": [{}, {"boost": 3.0}],
+    "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
     "gaussian": [{}, {"std": 0.1}],
     "model_replacement": [{}],
     "sign_flip": [{}],
@@ -42,7 +45,12 @@ CANONICAL: dict[str, list[dict]] = {
     "cmp": [{}, {"knowledge": "partial"}, {"knowledge": "full"}],
     "alternating_minimization": [{}],
     "deep": [{}],
-    "multi_party": [{"knowledge": "full"}],
+    "multi_party": [
+        {},
+        {"knowledge": "partial", "visible_updates": 2, "gamma": 0.1},
+        {"knowledge": "full", "objective": {"name": "label_map", "mapping": {5: 7}}},
+        {"knowledge": "none", "distance": None, "objective": "trigger"},
+    ],
 }
 CASES = [
     registry("attack").build({"name": name, **case})
@@ -250,6 +258,27 @@ def test_less_knowledge_than_needed_is_refused_with_the_numbers():
         registry("attack").build({"name": "alie", "knowledge": "full", "visible_updates": 3})
     with pytest.raises(ConfigError, match="serves untargeted, label_map, got objective 'trigger'"):
         registry("attack").build({"name": "ipm", "objective": "trigger"})
+
+
+# --- label flip --------------------------------------------------------------------------------------------------------
+
+
+def test_the_shared_flip_is_the_published_map():
+    assert shifted(torch.arange(10), 1, 10).tolist() == [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert torch.equal(shifted(torch.arange(10), 1, 10), LabelMap().wished(10))
+
+
+def test_every_client_keeps_a_flip_of_its_own():
+    attack = LabelFlip(flip="per_client")
+    first = play(attack)
+    second = play(attack, before=first)
+    assert second.state == first.state
+    shifts = list(first.state["shifts"].values())
+    assert len(shifts) == 3
+    assert len(set(shifts)) > 1
+    assert all(1 <= shift <= 9 for shift in shifts)
+    with pytest.raises(ConfigError, match="flip 'per_client' belongs to the objective label_map, got 'trigger'"):
+        registry("attack").build({"name": "label_flip", "flip": "per_client", "objective": "trigger"})
 
 
 # --- sign flip, A Little Is Enough, inner product manipulation -----------------------------------------------------------

@@ -10,6 +10,7 @@ from fl_lightning.attacks._gaussian import Gaussian, gaussian
 from fl_lightning.attacks._ipm import Ipm, ipm
 from fl_lightning.attacks._label_flip import LabelFlip
 from fl_lightning.attacks._model_replacement import ModelReplacement
+from fl_lightning.attacks._multi_party import MultiParty, joint_choice
 from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, TargetSamples, Trigger, Untargeted
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._tunable import Choice, Tunable
@@ -19,7 +20,19 @@ from fl_lightning.registry import Registry
 REGISTRIES = {
     "attack": Registry(
         "attack",
-        [LabelFlip, Gaussian, ModelReplacement, SignFlip, Alie, Ipm, FangKrum, FangTrimmedMean, FangMedian, Cmp],
+        [
+            LabelFlip,
+            Gaussian,
+            ModelReplacement,
+            SignFlip,
+            Alie,
+            Ipm,
+            FangKrum,
+            FangTrimmedMean,
+            FangMedian,
+            Cmp,
+            MultiParty,
+        ],
     ),
     "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
 }
@@ -40,6 +53,7 @@ __all__ = [
     "LabelFlip",
     "LabelMap",
     "ModelReplacement",
+    "MultiParty",
     "Objective",
     "Poisoned",
     "SignFlip",
@@ -56,6 +70,7 @@ __all__ = [
     "fang_trimmed_mean",
     "gaussian",
     "ipm",
+    "joint_choice",
     "largest_z",
     "sign_flip",
 ]

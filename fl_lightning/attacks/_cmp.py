@@ -29,6 +29,12 @@ from fl_lightning.registry import Slot, component
 
 KrumLike = Krum | MultiKrum | Bulyan
 
+HALFWAY = 0.5
+"""Share of the crafted move: a benign row that Krum adopts instead ends farther from the crafted model."""
+
+WIDEST = 0.3
+"""Largest margin: at the benign mean the crafted score is about 0.7 of the lowest benign one, so that more leaves nothing."""
+
 
 @component
 class Cmp(Attack):
@@ -51,7 +57,12 @@ class Cmp(Attack):
         start: the mean of the (estimated) benign models; the global model as printed, often infeasible; or Theorem 2.
         proxies: with partial knowledge, take each unseen benign client for a `repeat` of a known one, or rehearse a federation
             `scaled` down to the known clients.
-        margin: share of E by which the simplified constraint is tightened.
+        margin: share of the lowest benign score by which the constraint is tightened, in the first round where it is fed back;
+            None: 0 where the rehearsal is exact, 0.05 for the simplified constraint, 0.03 for guessed benign clients. One
+            rejected round is dear: the honest clients recover together, which draws Krum to them in the next ones, too.
+        relax: with partial knowledge, factor on the margin after a round in which the server adopted the crafted model.
+        tighten: with partial knowledge, added to the margin after a round in which it did not. The paper feeds back without
+            knowledge only; the broadcast models, from which it is seen, are known here as well.
         eta: first step size against Krum.
         decay: factor on it after a rejected step.
         stop: share of `eta` below which the descent ends.
@@ -80,7 +91,9 @@ class Cmp(Attack):
     constraint: Annotated[Literal["original", "simplified"], Choice(("original", "simplified"))] = "original"
     start: Annotated[Literal["centroid", "global", "theorem2"], Choice(("centroid", "global", "theorem2"))] = "centroid"
     proxies: Annotated[Literal["repeat", "scaled"], Choice(("repeat", "scaled"))] = "repeat"
-    margin: Annotated[float, Tunable(0, 0.2)] = Field(default=0.0, ge=0, lt=1)
+    margin: Annotated[float | None, Tunable(0, 0.2)] = Field(default=None, ge=0, lt=1)
+    relax: Annotated[float, Tunable(0.9, 1)] = Field(default=0.97, gt=0, le=1)
+    tighten: Annotated[float, Tunable(0, 0.1)] = Field(default=0.05, ge=0, lt=1)
     eta: Annotated[float, Tunable(0.05, 5, log=True)] = Field(default=1.0, gt=0)
     decay: Annotated[float, Tunable(0.2, 0.9)] = Field(default=0.5, gt=0, lt=1)
     stop: float = Field(default=1 / 256, gt=0, lt=1)
@@ -130,12 +143,13 @@ class Cmp(Attack):
         """Algorithm 1 in the space of updates."""
         offsets_MD = self._offsets(view)
         rehearsal = self._rehearsal(view, rule, offsets_MD)
+        margin, metrics = self._margin(view, state)
         draws = count()
 
         def accepts(update_D: Tensor) -> bool:
             if self.constraint == "original":
-                return rehearsal.selected(update_D)
-            return rehearsal.near_enough(update_D, self.margin)
+                return rehearsal.selected(update_D, margin)
+            return rehearsal.near_enough(update_D, margin)
 
         def gradient(update_D: Tensor) -> Tensor:
             return self._gradient(view, view.global_D + view.server_lr * update_D, next(draws))
@@ -145,7 +159,8 @@ class Cmp(Attack):
             start_D, gradient, accepts, eta=self.eta, decay=self.decay, stop=self.stop, cap=self.cap
         )
         centre_D, radius = rehearsal.ball()
-        metrics = {
+        metrics |= {
+            "margin": margin,
             "accepted": float(found.accepted),
             "tried": float(found.tried),
             "eta": found.eta,
@@ -155,7 +170,24 @@ class Cmp(Attack):
         }
         if isfinite(radius):
             metrics["radius"] = radius
+        if view.knowledge == "partial":
+            uploaded_D = view.global_D + view.server_lr * found.point_D
+            state = {**state, "margin": margin, "round": view.round, "uploaded_D": uploaded_D}
         return Poisoned(found.point_D + offsets_MD, state, metrics)
+
+    def _margin(self, view: View, state: State) -> tuple[float, dict[str, float]]:
+        """The margin of this round, fed back by whether the server adopted the last crafted model."""
+        exact = view.knowledge == "full"
+        start = (
+            (0.05 if self.constraint == "simplified" else 0.0 if exact else 0.03)
+            if self.margin is None
+            else self.margin
+        )
+        margin = float(state.get("margin", start))
+        if exact or state.get("round") != view.round - 1:
+            return margin, {}
+        hit = adopted(state["uploaded_D"], view.previous_D, view.global_D, HALFWAY, self.eps)
+        return (self.relax * margin if hit else min(margin + self.tighten, WIDEST)), {"hit": float(hit)}
 
     def _rehearsal(self, view: View, rule: KrumLike, offsets_MD: Tensor) -> Rehearsal:
         """The server's Krum over all clients, the unseen ones guessed."""

@@ -66,12 +66,16 @@ class Rehearsal:
         moved_MN = 2 * (along_M[:, None] - self._cross_MN) + self._offsets_M[:, None]
         return self._length((to_first_N + moved_MN).clamp(min=0)[:, self.copies_B])
 
-    def selected(self, candidate_D: Tensor) -> bool:
-        """The original constraint: Krum over all rows selects a crafted one (any of them: copies differ by eps only)."""
+    def selected(self, candidate_D: Tensor, margin: float = 0.0) -> bool:
+        """The original constraint: Krum over all rows selects a crafted one (any of them: copies differ by eps only).
+
+        With a margin its score must be below (1 - margin) times the lowest benign one, as benign rows that are only guessed
+        ask for.
+        """
         to_benign_MB = self.to_benign(candidate_D)
         top = torch.cat([self._among_MM, to_benign_MB], 1)
         scores_C = nearest_sums(torch.cat([top, torch.cat([to_benign_MB.T, self.between_BB], 1)]), self.neighbours)
-        return bool(scores_C[: self.n_crafted].min() < scores_C[self.n_crafted :].min())
+        return bool(scores_C[: self.n_crafted].min() < (1 - margin) * scores_C[self.n_crafted :].min())
 
     def near_enough(self, candidate_D: Tensor, margin: float = 0.0) -> bool:
         """The simplified constraint, eq. 13: sum of the n nearest benign distances + (M - 1) eps <= E.

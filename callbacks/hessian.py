@@ -7,7 +7,7 @@ References:
     Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007 (`hutchinson_diagonal`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,34 +22,40 @@ Diagonal = list[Tensor]
 
 
 def ggn_diagonal(
-    scores_BK: Tensor, parameters: Sequence[Tensor], weights_B: Tensor | None = None, regression: bool = False
+    scores: Iterable[Tensor], parameters: Sequence[Tensor], weights: Iterable[Tensor], regression: bool = False
 ) -> Diagonal:
-    r"""Diagonal of the generalised Gauss-Newton matrix of the mean loss.
+    r"""Diagonal of the generalised Gauss-Newton matrix of a weighted loss.
 
-    $h_r = \frac1B \sum_b \sum_c p_{bc} (\partial_r \log p_{bc})^2$ for the cross-entropy, and
-    $\frac1B \sum_b \sum_c 2 (\partial_r s_{bc})^2$ for the squared error. One backward pass a sample and class. It is the
-    exact diagonal of the Hessian for networks of linear layers, ReLU and max-pooling, in which every score is piecewise linear
-    in each single parameter; with normalisation layers it is not.
+    $h_r = \sum_b a_b \sum_c p_{bc} (\partial_r \log p_{bc})^2$ for the cross-entropy, and
+    $\sum_b a_b \sum_c 2 (\partial_r s_{bc})^2$ for the squared error. One backward pass a sample and class. It is the exact
+    diagonal of the Hessian for networks of linear layers, ReLU and max-pooling, in which every score is piecewise linear in
+    each single parameter; with normalisation layers it is not.
 
     Args:
-        scores_BK: scores that depend on `parameters`. Stacked clients have a leading dimension C here, in the parameters, in
-            `weights_B` and in the result.
-        parameters: leaves of the graph.
-        weights_B: weight of each sample; None: 1 / B.
+        scores: `[K]` for each sample, best with a graph of its own, through which nothing but this sample goes. Stacked clients
+            have a leading dimension C here, in parameters, weights and result.
+        parameters: leaves of the graphs.
+        weights: weight a_b of each sample, 1 / B for the mean loss.
         regression: squared error instead of cross-entropy.
     """
-    outputs_BK = scores_BK if regression else scores_BK.log_softmax(-1)
-    factors_BK = torch.full_like(scores_BK, 2.0) if regression else outputs_BK.detach().exp()
-    factors_BK = factors_BK * _mean_weights(scores_BK[..., 0], weights_B).unsqueeze(-1)
-    return _squares(outputs_BK.flatten(-2), factors_BK.flatten(-2), parameters)
+    total = [torch.zeros_like(p) for p in parameters]
+    for scores_K, weight in zip(scores, weights, strict=True):
+        outputs_K = scores_K if regression else scores_K.log_softmax(-1)
+        factors_K = torch.full_like(scores_K, 2.0) if regression else outputs_K.detach().exp()
+        for output, factor in zip(outputs_K.unbind(-1), factors_K.unbind(-1), strict=True):
+            _add_square(total, output, factor * weight, parameters)
+    return total
 
 
-def fisher_diagonal(losses_B: Tensor, parameters: Sequence[Tensor], weights_B: Tensor | None = None) -> Diagonal:
-    r"""Diagonal of the empirical Fisher information, $h_r = \frac1B \sum_b (\partial_r \ell_b)^2$: one backward pass a sample.
+def fisher_diagonal(losses: Iterable[Tensor], parameters: Sequence[Tensor], weights: Iterable[Tensor]) -> Diagonal:
+    r"""Diagonal of the empirical Fisher information, $h_r = \sum_b a_b (\partial_r \ell_b)^2$: one backward pass a sample.
 
     The square of the batch's mean gradient is something else, and mostly far too small. Arguments as in `ggn_diagonal`.
     """
-    return _squares(losses_B, _mean_weights(losses_B, weights_B), parameters)
+    total = [torch.zeros_like(p) for p in parameters]
+    for loss, weight in zip(losses, weights, strict=True):
+        _add_square(total, loss, weight, parameters)
+    return total
 
 
 def hutchinson_diagonal(loss: Tensor, parameters: Sequence[Tensor], signs: Sequence[Sequence[Tensor]]) -> Diagonal:
@@ -99,18 +105,11 @@ def normalised(diagonal: Sequence[Tensor], rows: int = 1) -> Diagonal:
     return [part * _beside(scale_C, part) for part in positive]
 
 
-def _mean_weights(like_B: Tensor, weights_B: Tensor | None) -> Tensor:
-    return torch.full_like(like_B, 1 / like_B.shape[-1]) if weights_B is None else weights_B
-
-
-def _squares(outputs_N: Tensor, factors_N: Tensor, parameters: Sequence[Tensor]) -> Diagonal:
-    """Sum over n of factor * gradient²; rows of stacked clients do not mix, as none depends on another's parameters."""
-    total = [torch.zeros_like(p) for p in parameters]
-    for output, factor in zip(outputs_N.unbind(-1), factors_N.unbind(-1), strict=True):
-        gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, materialize_grads=True)
-        for part, gradient in zip(total, gradients, strict=True):
-            part.addcmul_(gradient, gradient * _beside(factor, gradient))
-    return total
+def _add_square(total: Diagonal, output: Tensor, weight: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Add weight * gradient²; rows of stacked clients do not mix, as none depends on another's parameters."""
+    gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, materialize_grads=True)
+    for part, gradient in zip(total, gradients, strict=True):
+        part.addcmul_(gradient, gradient * _beside(weight, gradient))
 
 
 def _beside(values_C: Tensor, like: Tensor) -> Tensor:
@@ -192,20 +191,28 @@ class HessianRegularizer(Callback):
 
     def _diagonal(self, module: LightningModule, x: Tensor, y: Tensor, weights: Tensor | None = None) -> Diagonal:
         parameters = list(module.parameters())
-        scores = module(x)
+        weights = torch.full(y.shape[-1:], 1 / y.shape[-1]).to(x) if weights is None else weights
         regression = y.is_floating_point()
-        if not regression and scores.shape[-1] < 2:
-            raise ValueError("the curvature of a classifier needs at least two scores a sample, got 1")
+
+        def scores(rows: slice) -> Tensor:
+            out: Tensor = module(x[rows] if y.ndim == 1 else x[:, rows])
+            if not regression and out.shape[-1] < 2:
+                raise ValueError("the curvature of a classifier needs at least two scores a sample, got 1")
+            return out
+
+        def losses(rows: slice) -> Tensor:
+            out, target = scores(rows).flatten(0, -2), y[..., rows]
+            if regression:
+                return (out.squeeze(-1) - target.flatten()).square().view_as(target)
+            return F.cross_entropy(out, target.flatten(), reduction="none").view_as(target)
+
+        single = [slice(i, i + 1) for i in range(y.shape[-1])]
+        shares = weights.unbind(-1)
         if self.h == "ggn":
-            return ggn_diagonal(scores, parameters, weights, regression)
-        flat = scores.flatten(0, -2)
-        if regression:
-            losses = (flat.squeeze(-1) - y.flatten()).square().view_as(y)
-        else:
-            losses = F.cross_entropy(flat, y.flatten(), reduction="none").view_as(y)
+            return ggn_diagonal((scores(one).squeeze(-2) for one in single), parameters, shares, regression)
         if self.h == "fisher":
-            return fisher_diagonal(losses, parameters, weights)
-        loss = (losses * _mean_weights(losses, weights)).sum()
+            return fisher_diagonal((losses(one).squeeze(-1) for one in single), parameters, shares)
+        loss = (losses(slice(None)) * weights).sum()
         return hutchinson_diagonal(loss, parameters, [self._signs(module, parameters) for _ in range(self.probes)])
 
     def _signs(self, module: LightningModule, parameters: Sequence[Tensor]) -> list[Tensor]:

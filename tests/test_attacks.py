@@ -41,7 +41,11 @@ CANONICAL: dict[str, list[dict]] = {
     "fang_median": [{"knowledge": "partial", "visible_updates": 2}, {"knowledge": "full"}],
     "cmp": [{}, {"knowledge": "partial"}, {"knowledge": "full"}],
     "alternating_minimization": [{}],
-    "deep": [{}],
+    "deep": [
+        {"curvature_samples": 4},
+        {"form": "printed", "curvature_samples": 4},
+        {"h": "hutchinson", "objective": {"name": "target_samples"}},
+    ],
     "multi_party": [{"knowledge": "full"}],
 }
 CASES = [

@@ -3,6 +3,7 @@
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._cmp import Cmp
+from fl_lightning.attacks._deep import Deep
 from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
 from fl_lightning.attacks._fang_median import FangMedian
 from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean, beyond_extremes, beyond_spread, fang_trimmed_mean
@@ -19,7 +20,19 @@ from fl_lightning.registry import Registry
 REGISTRIES = {
     "attack": Registry(
         "attack",
-        [LabelFlip, Gaussian, ModelReplacement, SignFlip, Alie, Ipm, FangKrum, FangTrimmedMean, FangMedian, Cmp],
+        [
+            LabelFlip,
+            Gaussian,
+            ModelReplacement,
+            SignFlip,
+            Alie,
+            Ipm,
+            FangKrum,
+            FangTrimmedMean,
+            FangMedian,
+            Cmp,
+            Deep,
+        ],
     ),
     "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
 }
@@ -29,6 +42,7 @@ __all__ = [
     "Attack",
     "Choice",
     "Cmp",
+    "Deep",
     "FangKrum",
     "FangMedian",
     "FangTrimmedMean",

@@ -1,6 +1,7 @@
 """Attacks: what malicious clients submit, and the objectives that they serve."""
 
 from fl_lightning.attacks._alie import Alie, alie, largest_z
+from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._cmp import Cmp
 from fl_lightning.attacks._deep import Deep
@@ -31,6 +32,7 @@ REGISTRIES = {
             FangTrimmedMean,
             FangMedian,
             Cmp,
+            AlternatingMinimization,
             Deep,
         ],
     ),
@@ -39,6 +41,7 @@ REGISTRIES = {
 
 __all__ = [
     "Alie",
+    "AlternatingMinimization",
     "Attack",
     "Choice",
     "Cmp",

@@ -48,9 +48,11 @@ def full_boost(n_clients: int, n_malicious: int, server_lr: float) -> float:
     return n_clients / (server_lr * n_malicious)
 
 
-def attacker_client(client: Client, epochs: int | None, lr_factor: float) -> Client:
-    """The federation's local training with the attackers' own number of epochs and learning rate."""
+def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps: int | None = None) -> Client:
+    """The federation's local training with the attackers' own number of epochs or steps and learning rate."""
     client = replace(client, optimizer=replace(client.optimizer, lr=lr_factor * client.optimizer.lr))
+    if steps:
+        return replace(client, steps=steps)
     return replace(client, epochs=epochs, steps=None) if epochs else client
 
 

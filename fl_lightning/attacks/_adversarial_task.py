@@ -28,7 +28,7 @@ class AdversarialTask:
     def __init__(self, module: LightningModule, dirty: Samples, batch_size: int):
         self.module = module
         self.parameters = list(module.parameters())
-        self.batches = endless(dirty, batch_size, module.generators[0])  # type: ignore[union-attr, index, arg-type]
+        self.batches = endless(dirty, batch_size, module.generators[0])  # type: ignore[index, arg-type]
 
     def vector(self) -> Tensor:
         """`[D]` a copy of the current parameters."""

@@ -167,7 +167,7 @@ class AlternatingMinimization(Attack):
         client = attacker_client(view.client, None, self.lr_factor, self.steps)
         boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
         dirty = view.dirty(view.draw(self.poison_samples, view.generator("dirty")))
-        benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)
+        benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)[: view.flat.trained]
 
         def callbacks() -> list[Callback]:
             # The pull comes first: it belongs to the clean loss, which the mixed gradient weighs.

@@ -34,7 +34,7 @@ Curvature = Literal["ggn", "fisher", "hutchinson"]
 def curvature(
     flat: FlatNetwork, theta_D: Tensor, samples: Samples, h: Curvature, generator: torch.Generator, probes: int = 8
 ) -> Tensor:
-    """`[D]` diagonal curvature of the main task's mean loss at a model, negative entries 0, mean 1; see `callbacks.hessian`.
+    """Diagonal curvature of the main task's mean loss at a model, negative entries 0, mean 1; see `callbacks.hessian`.
 
     Args:
         flat: architecture and loss.
@@ -43,9 +43,12 @@ def curvature(
         h: which diagonal.
         generator: CPU generator of the sign vectors of `hutchinson`.
         probes: how many of them.
+
+    Returns:
+        One entry a trained parameter.
     """
-    named = {name: part.detach().clone().requires_grad_() for name, part in flat.split(theta_D).items()}
-    parameters = list(named.values())
+    named = {name: part.detach().clone() for name, part in flat.split(theta_D).items()}
+    parameters = [named[name].requires_grad_() for name, _ in flat.network.named_parameters()]
     singles = [samples[torch.tensor([row], device=samples.y.device)] for row in range(len(samples))]
     shares = [torch.tensor(1 / len(samples)).to(theta_D)] * len(samples)
 
@@ -93,8 +96,8 @@ class MainThenAdversarial(Callback):
         boost: b, n / eta in the paper.
         rho1: strength of the pull.
         rho2: strength of the penalty.
-        benign_D: `[D]` the estimated benign update.
-        curvature_D: `[D]` h.
+        benign_D: the estimated benign update, one entry a trained parameter.
+        curvature_D: h, likewise.
     """
 
     stackable = False
@@ -198,7 +201,7 @@ class Deep(Attack):
         """Estimate h, train with it, boost."""
         client = attacker_client(view.client, self.epochs, self.lr_factor)
         boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
-        benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)
+        benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)[: view.flat.trained]
         curvature_D = self._curvature(view)
         if self.form == "printed":
             dirty = view.dirty(view.draw(self.poison_samples, view.generator("dirty")))
@@ -234,6 +237,6 @@ class Deep(Attack):
 
     def _curvature(self, view: View) -> Tensor:
         if not self.rho2:
-            return torch.zeros_like(view.global_D)
+            return torch.zeros_like(view.global_D[: view.flat.trained])
         samples = view.draw(self.curvature_samples, view.generator("curvature"))
         return curvature(view.flat, view.global_D, samples, self.h, view.generator("signs"))

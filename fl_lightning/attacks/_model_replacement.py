@@ -78,7 +78,8 @@ def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> 
     if max_norm is None:
         return boost * updates_MD
     norms_M1 = updates_MD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(updates_MD.dtype).tiny)
-    return updates_MD * (max_norm / norms_M1).clamp(max=boost)
+    scaled_MD: Tensor = updates_MD * (max_norm / norms_M1).clamp(max=boost)
+    return scaled_MD
 
 
 @component

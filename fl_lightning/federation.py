@@ -148,7 +148,8 @@ class Federation:
         state, seed = self.state, self.bench.seed
         cohort = self.experiment.participation.sample(state.round, len(self.assignment), seed)
         jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
-        weights_C = torch.tensor([len(job.index) for job in jobs], dtype=self.bench.trainer.dtype)
+        equal = self.experiment.server.weights == "equal"
+        weights_C = torch.tensor([1 if equal else len(job.index) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
             updates_CD = self._protect(cohort, self._train(jobs), weights_C)

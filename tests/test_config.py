@@ -14,6 +14,7 @@ from fl_lightning.attacks import LabelFlip, ModelReplacement, Trigger
 from fl_lightning.client import Adam, Sgd
 from fl_lightning.config import Experiment, dump, experiment_names, load, parse_bound
 from fl_lightning.data import Digits, Mnist
+from fl_lightning.engines import Job
 from fl_lightning.federation import Federation
 from fl_lightning.models import Mlp
 from fl_lightning.participation import Always, FromRound, Full, KOfN, Random

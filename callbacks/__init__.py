@@ -7,9 +7,14 @@ They work in any Trainer: nothing here imports the rest of the project. A callba
 from lightning.pytorch import Callback
 
 from fl_lightning.callbacks.fl_wbc import FLWBC
+from fl_lightning.callbacks.hessian import HessianRegularizer
 from fl_lightning.callbacks.proximal import ProximalPull
 
-CALLBACKS: dict[str, type[Callback]] = {"fl_wbc": FLWBC, "proximal_pull": ProximalPull}
+CALLBACKS: dict[str, type[Callback]] = {
+    "fl_wbc": FLWBC,
+    "hessian_regularizer": HessianRegularizer,
+    "proximal_pull": ProximalPull,
+}
 """Callbacks by the name that configurations use."""
 
-__all__ = ["CALLBACKS", "FLWBC", "ProximalPull"]
+__all__ = ["CALLBACKS", "FLWBC", "HessianRegularizer", "ProximalPull"]

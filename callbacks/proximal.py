@@ -2,10 +2,9 @@
 
 References:
     Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020 (the squared pull, eq. 2).
-    Chai et al., deep model poisoning, eq. 2 (the unsquared pull towards the estimated benign update).
+    Zhou, Xu, Wu, Zheng, "Deep Model Poisoning Attack on Federated Learning", Future Internet 13(3), 2021, eq. 2 (the unsquared
+    pull towards the estimated benign update).
 """
-
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,26 +40,19 @@ class ProximalPull(Callback):
             rows = getattr(pl_module, "n_stacked", 1)
             for part in self.reference:
                 size = part.numel() // rows
-                part += self.offset[start : start + size].view(part.shape if rows == 1 else part.shape[1:])
+                part += self.offset[start : start + size].to(part).view(part.shape if rows == 1 else part.shape[1:])
                 start += size
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the pull to the gradients."""
         rows = getattr(pl_module, "n_stacked", 1)
-        parameters = [p for p in pl_module.parameters() if p.grad is not None]
-        away = [p - reference for p, reference in zip(parameters, self.reference, strict=True)]
+        pairs = zip(pl_module.parameters(), self.reference, strict=True)
+        moving = [(p, p - reference) for p, reference in pairs if p.grad is not None]
+        parameters, away = [p for p, _ in moving], [distance for _, distance in moving]
         if not self.squared:
             square = torch.stack([d.reshape(rows, -1).square().sum(1) for d in away]).sum(0)
             scale = torch.where(square > 0, square.rsqrt(), 0.0)
             away = [d * scale.view(-1, *[1] * (d.ndim - 1)) if rows > 1 else d * scale for d in away]
         for parameter, pull in zip(parameters, away, strict=True):
             parameter.grad.add_(pull, alpha=self.rho)  # type: ignore[union-attr]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The reference, so that a fit can be continued."""
-        return {"reference": self.reference}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the reference."""
-        self.reference = state_dict["reference"]

@@ -170,11 +170,16 @@ class ClientModule(LightningModule):
         self.optimizer_config = optimizer
         self.generators = [generator]
 
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, ...]` inputs to `[B, K]` scores."""
+        scores: Tensor = self.network(x)
+        return scores
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of one batch."""
         x, y = batch
         draw_masks(self.network, len(y), self.generators[0])
-        return self.loss(self.network(x), y).mean()
+        return self.loss(self(x), y).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The local optimizer over the network's parameters."""

@@ -117,8 +117,8 @@ class ClientCohort(LightningModule):
         self._stopped: list[tuple[slice, list[Tensor]]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[A, B, ...]` inputs to the `[A, B, K]` scores of the first A clients, in training mode."""
-        network, n = self.flat.network.train(), len(x)
+        """`[A, B, ...]` inputs to the `[A, B, K]` scores of the first A clients, in the mode of this module."""
+        network, n = self.flat.network.train(self.training), len(x)
         masks = self._masks(n, x.shape[1])
 
         def scores(parameters: list[Tensor], masks: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class ClientCohort(LightningModule):
         )
 
     def _masks(self, n: int, batch_size: int) -> dict[str, Tensor]:
-        if not self.drops:
+        if not (self.drops and self.training):
             return {}
         masks = [sample_masks(self.flat.network, batch_size, own) for own in self.generators[:n]]
         return {name: torch.stack([own[name] for own in masks]) for name in masks[0]}

@@ -36,10 +36,17 @@ Direction = Literal["maximize", "minimize"]
 
 @component
 class Server:
-    """The server step: global model + lr * aggregated update."""
+    """The server step: global model + lr * aggregated update.
+
+    Attributes:
+        lr: the server's learning rate.
+        optimizer: what is done with the aggregated update.
+        weights: whether clients weigh as many as they have samples, or all the same.
+    """
 
     lr: float = Field(default=1.0, gt=0)
     optimizer: Literal["sgd"] = "sgd"
+    weights: Literal["samples", "equal"] = "samples"
 
 
 @component

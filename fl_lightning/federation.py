@@ -19,7 +19,7 @@ from fl_lightning.defenses import ServerContext, State
 from fl_lightning.engines import Bench, Job, SharedTrainer
 from fl_lightning.flat import FlatNetwork
 from fl_lightning.losses import loss_for
-from fl_lightning.metrics import detection, evaluate, stealth
+from fl_lightning.metrics import accuracy_gap, detection, evaluate, persistence, stealth
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
 from fl_lightning.registry import ConfigError
@@ -150,7 +150,8 @@ class Federation:
         state, seed = self.state, self.bench.seed
         cohort = self.experiment.participation.sample(state.round, len(self.assignment), seed)
         jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
-        weights_C = torch.tensor([len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
+        equal = self.experiment.server.weights == "equal"
+        weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
             updates_CD = self._protect(cohort, self._train(jobs), weights_C)
@@ -158,6 +159,7 @@ class Federation:
             updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
         with clock("defend"):
             kept_CD, kept_weights_C, keep_C = self._defend(updates_CD, weights_C, poisoned_C, metrics)
+        before_D = state.global_D
         with clock("aggregate"):
             self._server_step(kept_CD, kept_weights_C, keep_C, poisoned_C, metrics)
         if bool(poisoned_C.any()):
@@ -165,10 +167,11 @@ class Federation:
         if self._due(state.round):
             with clock("evaluate"):
                 metrics |= self.evaluate()
+                metrics |= accuracy_gap(self.bench.flat, before_D, updates_CD, poisoned_C, self.goal.clean)
         if self.paired:
             with clock("twin"):
                 metrics |= self._impact(metrics, self.paired.round().metrics)
-        return self._report(cohort, metrics | clock.metrics())
+        return self._report(cohort, metrics | clock.metrics(), bool(poisoned_C.any()))
 
     # The steps of a round
 
@@ -316,12 +319,16 @@ class Federation:
                 figures[figure] = honest[name] - attacked[name]
         return figures
 
-    def _report(self, cohort: Cohort, metrics: Metrics) -> RoundReport:
+    def _report(self, cohort: Cohort, metrics: Metrics, attacked: bool) -> RoundReport:
         state = self.state
-        report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
         loss = metrics.get("global/loss", 0.0)
         if loss != loss or loss in (float("inf"), float("-inf")):
             state.stopped = f"diverged: global/loss of round {state.round} is {loss}"
+        if self.experiment.attack:
+            metrics["attack/active"] = float(attacked)
+            if state.stopped or state.round + 1 == self.experiment.rounds:
+                metrics |= persistence([*state.history, metrics])
+        report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
         success = metrics.get("attack/success")
         if success is not None and success >= state.strongest.get("metrics", {}).get("attack/success", -1.0):
             state.strongest = {"round": state.round, "metrics": report.metrics, "model": state.global_D}

@@ -20,19 +20,33 @@ CHUNK = 4096
 class FlatNetwork:
     """The architecture of a federation and its loss, evaluated at any parameter vector.
 
+    Running statistics of normalisation layers, where a network keeps any, follow its parameters in the vector: they are
+    trained, aggregated, attacked and defended as the rest of it.
+
     Args:
         network: the architecture; its own parameters are only read by `vector`.
         loss: name of the per-sample loss.
+
+    Attributes:
+        trained: how many entries of the vector, the first ones, are parameters; the rest are statistics.
     """
 
     def __init__(self, network: nn.Module, loss: Loss):
         self.network = network
         self.loss = loss
         self._loss = LOSSES[loss]
-        parameters = dict(network.named_parameters())
-        self.names = list(parameters)
-        self.shapes = [p.shape for p in parameters.values()]
-        self.sizes = [p.numel() for p in parameters.values()]
+        tensors = self._tensors()
+        self.names = list(tensors)
+        self.shapes = [part.shape for part in tensors.values()]
+        self.sizes = [part.numel() for part in tensors.values()]
+        self.trained = sum(p.numel() for p in network.parameters())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters, then the buffers that are part of the model's state and hold real numbers."""
+        kept = self.network.state_dict(keep_vars=True)
+        buffers = {name: part for name, part in self.network.named_buffers() if name in kept}
+        statistics = {name: part for name, part in buffers.items() if part.is_floating_point()}
+        return {**dict(self.network.named_parameters()), **statistics}
 
     @property
     def dim(self) -> int:
@@ -41,7 +55,7 @@ class FlatNetwork:
 
     def vector(self) -> Tensor:
         """`[D]` a copy of the network's current parameters."""
-        return torch.cat([p.detach().flatten() for p in self.network.parameters()])
+        return torch.cat([part.detach().flatten() for part in self._tensors().values()])
 
     def split(self, theta_D: Tensor) -> dict[str, Tensor]:
         """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""
@@ -52,8 +66,8 @@ class FlatNetwork:
     @torch.no_grad()
     def load_(self, theta_D: Tensor) -> nn.Module:
         """Copy a vector into the network's own parameters and return the network."""
-        for parameter, part in zip(self.network.parameters(), self.split(theta_D).values(), strict=True):
-            parameter.copy_(part)
+        for own, part in zip(self._tensors().values(), self.split(theta_D).values(), strict=True):
+            own.copy_(part)
         return self.network
 
     def scores(self, theta_D: Tensor, x: Tensor) -> Tensor:

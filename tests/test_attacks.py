@@ -35,7 +35,7 @@ from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_hone
 CANONICAL: dict[str, list[dict]] = {
     "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
     "gaussian": [{}, {"std": 0.1}],
-    "model_replacement": [{}],
+    "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}],
     "sign_flip": [{}],
     "alie": [{}, {"knowledge": "full", "z": 1.5}],
     "ipm": [{"knowledge": "full"}, {"knowledge": "none", "epsilon": 5.0}],
@@ -43,8 +43,15 @@ CANONICAL: dict[str, list[dict]] = {
     "fang_trimmed_mean": [{}, {"knowledge": "full"}, {"knowledge": "none", "rule": "random"}],
     "fang_median": [{"knowledge": "partial", "visible_updates": 2}, {"knowledge": "full"}],
     "cmp": [{}, {"knowledge": "partial"}, {"knowledge": "full"}],
-    "alternating_minimization": [{}],
-    "deep": [{}],
+    "alternating_minimization": [
+        {"alpha": 0.3, "rho": 0.1, "null_space": 0.01},
+        {"form": "alternate", "rho": 0.1, "objective": {"name": "trigger"}, "poison_samples": 5},
+    ],
+    "deep": [
+        {"curvature_samples": 4},
+        {"form": "printed", "curvature_samples": 4},
+        {"h": "hutchinson", "objective": {"name": "target_samples"}},
+    ],
     "multi_party": [
         {},
         {"knowledge": "partial", "visible_updates": 2, "gamma": 0.1},

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from fl_lightning.attacks import LabelFlip, ModelReplacement, Trigger
 from fl_lightning.client import Adam, Sgd
 from fl_lightning.config import Experiment, dump, experiment_names, load, parse_bound
 from fl_lightning.data import Digits, Mnist
+from fl_lightning.engines import Job
+from fl_lightning.federation import Federation
 from fl_lightning.models import Mlp
 from fl_lightning.participation import Always, FromRound, Full, KOfN, Random
 from fl_lightning.partition import Degree, Iid
@@ -371,3 +374,18 @@ def test_faster_never_makes_anything_larger():
     experiment = load({"data": Digits(train_samples=100), "rounds": 1, "sweep": {"trials": 1}})
     fast = experiment.override({"partition": {"name": "iid", "clients": 5, "samples_per_client": 3}}).faster()
     assert (fast.rounds, fast.sweep.trials, fast.partition.samples_per_client) == (1, 1, 3)
+
+
+def test_clients_weigh_by_samples_unless_all_are_to_count_the_same(tiny):
+    sizes = {"name": "quantity", "clients": 5, "alpha": 1.0}
+    weighted, equal = (
+        Federation(tiny(rounds=1, partition=sizes, attack=None, server={"weights": weights}))
+        for weights in ("samples", "equal")
+    )
+    jobs = [Job(client, equal.data.train, equal._index(client)) for client in range(5)]
+    updates_CD = equal._train(jobs)
+    counts_C = torch.tensor([float(len(job.index)) for job in jobs])
+    assert counts_C.std() > 0
+    torch.testing.assert_close(equal.run().global_D, equal.initial_D + updates_CD.mean(0))
+    share_C = counts_C / counts_C.sum()
+    torch.testing.assert_close(weighted.run().global_D, weighted.initial_D + share_C @ updates_CD)

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from fl_lightning.attacks import Goal
 from fl_lightning.data import Samples
+from fl_lightning.federation import Federation
 from fl_lightning.flat import FlatNetwork
-from fl_lightning.metrics import curves, detection, evaluate, interval, stealth
+from fl_lightning.metrics import accuracy_gap, curves, detection, evaluate, interval, persistence, stealth
 from fl_lightning.models import Linear, Loss
 from fl_lightning.randomness import generator
 
@@ -190,3 +191,61 @@ def test_curves_show_what_was_measured():
     regression = curves([{"global/normalized_cost": 40.0}]).axes[0]
     assert regression.get_ylim()[1] > 40
     assert curves([{"time/round": 1.0}]).axes[0].get_legend() is None
+
+
+# --- persistence, attacking rate, accuracy gap ----------------------------------------------------------------------------
+
+
+def rounds(*figures):
+    return [{"attack/active": float(active), "attack/success": success} for active, success in figures]
+
+
+def test_persistence_counts_from_the_last_attacked_round():
+    history = rounds((1, 0.9), (0, 0.1), (1, 0.8), (0, 0.6), (0, 0.49), (0, 0.2))
+    assert persistence(history)["attack/persistence"] == 2
+    assert persistence(history)["attack/persistence_for_good"] == 2
+    assert persistence(rounds((1, 0.3), (0, 0.1)))["attack/persistence"] == 0
+
+
+def test_persistence_that_is_not_over_is_a_marked_lower_bound():
+    figures = persistence(rounds((0, 0.1), (1, 0.9), (0, 0.7), (0, 0.6)))
+    assert figures["attack/persistence"] == figures["attack/persistence_for_good"] == 3
+    assert figures["attack/persists"] == 1
+    returned = persistence(rounds((1, 0.9), (0, 0.2), (0, 0.7)))
+    assert returned["attack/persistence"] == 1
+    assert returned["attack/persists"] == 1
+
+
+def test_persistence_needs_an_attack_and_skips_rounds_without_evaluation():
+    assert persistence(rounds((0, 0.9))) == {}
+    assert persistence([{"attack/active": 1.0}]) == {}
+    history = rounds((1, 0.9), (0, 0.0), (0, 0.3))
+    del history[1]["attack/success"]
+    assert persistence(history)["attack/persistence"] == 2
+
+
+def test_attacking_rate_is_the_share_of_attacked_rounds_in_which_a_row_was_used():
+    history = [{"attack/active": 1.0, "attack/selected": s} for s in (0.0, 0.3, 1.0, 0.0)] + rounds((0, 0.9))
+    assert persistence(history)["attack/attacking_rate"] == 0.5
+
+
+def test_accuracy_gap_is_that_of_the_worst_malicious_update(tiny):
+    federation = Federation(tiny())
+    flat, theta_D, clean = federation.bench.flat, federation.initial_D, federation.data.test
+    good_D = flat.gradient(theta_D, clean) * -3
+    updates_CD = torch.stack([good_D, good_D, -good_D, 0 * good_D])
+    bad_C = torch.tensor([False, False, True, True])
+    gap = accuracy_gap(flat, theta_D, updates_CD, bad_C, clean)["stealth/accuracy_gap"]
+    worst = min(flat.accuracy(theta_D - good_D, clean), flat.accuracy(theta_D, clean))
+    assert gap == pytest.approx(flat.accuracy(theta_D + good_D, clean) - worst)
+    assert accuracy_gap(flat, theta_D, updates_CD, ~bad_C | bad_C, clean) == {}
+
+
+def test_a_run_ends_with_persistence_and_attacking_rate(tiny):
+    once = {"name": "full", "malicious": 1, "schedule": {"name": "once", "round": 1}}
+    state = Federation(tiny(participation=once, attack="model_replacement")).run()
+    assert [one["attack/active"] for one in state.history] == [0, 1, 0]
+    assert "attack/persistence" not in state.history[1]
+    assert state.history[-1]["attack/attacking_rate"] == 1
+    assert 0 <= state.history[-1]["attack/persistence"] <= 2
+    assert "stealth/accuracy_gap" in state.history[1]

@@ -29,6 +29,7 @@ COUNTS = {
     ("cmp_cifar_cnn", CIFAR, 10): 545_098,
     ("multi_party_cnn", MNIST, 10): 1_663_370,
     ("pdrr_cnn", MNIST, 62): 6_603_710,
+    ("resnet18", CIFAR, 10): 11_173_962,
     ("pdrr_cnn", MNIST, 10): 832 + 51_264 + 6_424_576 + 20_490,
 }
 SMALLEST = {

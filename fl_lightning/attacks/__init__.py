@@ -1,8 +1,10 @@
 """Attacks: what malicious clients submit, and the objectives that they serve."""
 
 from fl_lightning.attacks._alie import Alie, alie, largest_z
+from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._cmp import Cmp
+from fl_lightning.attacks._deep import Deep
 from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
 from fl_lightning.attacks._fang_median import FangMedian
 from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean, beyond_extremes, beyond_spread, fang_trimmed_mean
@@ -32,6 +34,8 @@ REGISTRIES = {
             FangMedian,
             Cmp,
             MultiParty,
+            AlternatingMinimization,
+            Deep,
         ],
     ),
     "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
@@ -39,9 +43,11 @@ REGISTRIES = {
 
 __all__ = [
     "Alie",
+    "AlternatingMinimization",
     "Attack",
     "Choice",
     "Cmp",
+    "Deep",
     "FangKrum",
     "FangMedian",
     "FangTrimmedMean",

@@ -1,13 +1,16 @@
 """Model replacement: a backdoored model, boosted so that the mean becomes it.
 
 References:
-    Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, eq. 3: L = (n / eta) (X - G) + G.
+    Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, eq. 3: L = (n / eta) (X - G) + G; algorithm 1 and
+    eq. 4 (constrain-and-scale), eq. 5 (train-and-scale).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
+from lightning.pytorch import Callback
 from pydantic import Field
 from torch import Tensor
 
@@ -15,6 +18,8 @@ from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
+from fl_lightning.callbacks import ProximalPull
+from fl_lightning.client import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component
@@ -43,15 +48,54 @@ def full_boost(n_clients: int, n_malicious: int, server_lr: float) -> float:
     return n_clients / (server_lr * n_malicious)
 
 
+def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps: int | None = None) -> Client:
+    """The federation's local training with the attackers' own number of epochs or steps and learning rate."""
+    client = replace(client, optimizer=replace(client.optimizer, lr=lr_factor * client.optimizer.lr))
+    if steps:
+        return replace(client, steps=steps)
+    return replace(client, epochs=epochs, steps=None) if epochs else client
+
+
+def backdoored(
+    view: View, poison_fraction: float, client: Client, callbacks: Callable[[], list[Callback]] = list
+) -> Tensor:
+    """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted."""
+    mixed = [
+        mix(own, dirty, poison_fraction, view.generator("mix", row))
+        for row, (own, dirty) in enumerate(zip(view.own_samples, view.dirty_samples, strict=True))
+    ]
+    return view.train(mixed, client, callbacks)
+
+
+def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> Tensor:
+    """The updates times min(boost, max_norm / ||update||): scaled as far as a bound on the norm lets pass (eq. 5).
+
+    Example:
+        >>> boosted(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), boost=2.0, max_norm=5.0)
+        tensor([[3.0000, 4.0000],
+                [0.6000, 0.8000]])
+    """
+    if max_norm is None:
+        return boost * updates_MD
+    norms_M1 = updates_MD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(updates_MD.dtype).tiny)
+    scaled_MD: Tensor = updates_MD * (max_norm / norms_M1).clamp(max=boost)
+    return scaled_MD
+
+
 @component
 class ModelReplacement(Attack):
-    """Malicious clients train a backdoor beside the main task and boost the update to replace the global model.
+    r"""Malicious clients train a backdoor beside the main task and boost the update to replace the global model.
+
+    Constrain-and-scale: the attackers minimise $\alpha L_{class} + (1 - \alpha) \lVert X - G \rVert^2$ (here divided by alpha,
+    so that alpha does not act as a learning rate). Train-and-scale: they scale up to a norm that the server lets pass.
 
     Attributes:
         boost: factor on the update; None: C / (eta M), which replaces the model when the benign updates cancel out.
         poison_fraction: share of dirty samples in the attackers' training data.
         epochs: local epochs of the attackers; None: as everybody.
         lr_factor: the attackers' learning rate relative to that of the federation.
+        alpha: weight of the classification loss against the distance to the global model; 1: no constraint.
+        max_norm: largest norm of a submitted update; None: none.
     """
 
     name: ClassVar[str] = "model_replacement"
@@ -62,17 +106,14 @@ class ModelReplacement(Attack):
     poison_fraction: Annotated[float, Tunable(0.05, 0.6)] = Field(default=0.3, gt=0, lt=1)
     epochs: Annotated[int | None, Tunable(1, 6, integer=True)] = Field(default=None, ge=1)
     lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
+    alpha: float = Field(default=1.0, gt=0, le=1)
+    max_norm: float | None = Field(default=None, gt=0)
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on clean and dirty samples together, then boost."""
-        mixed = [
-            mix(own, dirty, self.poison_fraction, view.generator("mix", row))
-            for row, (own, dirty) in enumerate(zip(view.own_samples, view.dirty_samples, strict=True))
-        ]
-        optimizer = replace(view.client.optimizer, lr=self.lr_factor * view.client.optimizer.lr)
-        client = replace(view.client, optimizer=optimizer)
-        if self.epochs:
-            client = replace(client, epochs=self.epochs, steps=None)
+        # ProximalPull is rho / 2 times the squared distance
+        rho = 2 * (1 - self.alpha) / self.alpha
+        client = attacker_client(view.client, self.epochs, self.lr_factor)
+        updates_MD = backdoored(view, self.poison_fraction, client, lambda: [ProximalPull(rho)] if rho else [])
         boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
-        updates_MD: Tensor = boost * view.train(mixed, client)
-        return Poisoned(updates_MD, metrics={"boost": boost})
+        return Poisoned(boosted(updates_MD, boost, self.max_norm), metrics={"boost": boost})

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl_lightning.data import Samples
+from fl_lightning.flat import FlatNetwork
+
 
 def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
     """Cosine and distance of malicious updates.
@@ -34,3 +37,34 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
     if usual > 0:
         figures["stealth/norm_ratio"] = float(bad_MD.norm(dim=1).max()) / usual
     return figures
+
+
+def accuracy_gap(
+    flat: FlatNetwork, global_D: Tensor, updates_CD: Tensor, malicious_C: Tensor, clean: Samples, size: int = 500
+) -> dict[str, float]:
+    """`stealth/accuracy_gap`: how much worse the global model gets by a malicious update than by the benign ones.
+
+    max over malicious m of acc(G + mean of the benign updates) - acc(G + delta_m): what an accuracy check sees. Equal updates
+    are evaluated once.
+
+    Args:
+        flat: architecture.
+        global_D: `[D]` G.
+        updates_CD: `[C, D]` submitted updates.
+        malicious_C: `[C]` bool.
+        clean: clean labelled test samples.
+        size: how many of them are used, the first ones.
+
+    Returns:
+        Nothing for regression, or without malicious or benign rows.
+
+    References:
+        Multi-party targeted poisoning, eq. 3 in terms of accuracies, as its text describes; printed for losses it has the wrong
+        sign.
+    """
+    if clean.y.is_floating_point() or not bool(malicious_C.any()) or bool(malicious_C.all()):
+        return {}
+    some = clean[torch.arange(min(size, len(clean)), device=clean.y.device)]
+    usual = flat.accuracy(global_D + updates_CD[~malicious_C].mean(0), some)
+    crafted = torch.unique(updates_CD[malicious_C], dim=0)
+    return {"stealth/accuracy_gap": usual - min(flat.accuracy(global_D + row_D, some) for row_D in crafted)}

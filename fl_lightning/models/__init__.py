@@ -8,6 +8,7 @@ from fl_lightning.models._linear import Linear
 from fl_lightning.models._mlp import Mlp
 from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
+from fl_lightning.models._resnet18 import FrozenNorm2d, Resnet18
 from fl_lightning.models._svm import Svm
 from fl_lightning.models._wbc_cifar_cnn import WbcCifarCnn
 from fl_lightning.models._wbc_fmnist_cnn import WbcFmnistCnn
@@ -15,12 +16,13 @@ from fl_lightning.registry import Registry
 
 REGISTRIES = {
     "model": Registry(
-        "model", [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn]
+        "model", [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18]
     )
 }
 
 __all__ = [
     "CmpCifarCnn",
+    "FrozenNorm2d",
     "KeyedDropout",
     "Lenet5",
     "Linear",
@@ -29,6 +31,7 @@ __all__ = [
     "Model",
     "MultiPartyCnn",
     "PdrrCnn",
+    "Resnet18",
     "Svm",
     "WbcCifarCnn",
     "WbcFmnistCnn",

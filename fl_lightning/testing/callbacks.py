@@ -30,9 +30,14 @@ class Classifier(LightningModule):
         for parameter in self.parameters():
             torch.nn.init.normal_(parameter, generator=generator(0, "weights", parameter.numel()))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 6]` inputs to `[B, 3]` scores."""
+        scores: Tensor = self.layers(x)
+        return scores
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy."""
-        return nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""

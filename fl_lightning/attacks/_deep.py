@@ -1,0 +1,242 @@
+"""Deep model poisoning: a backdoor kept away from the parameters that the main task needs, submitted as a boosted update.
+
+References:
+    Zhou, Xu, Wu, Zheng, "Deep Model Poisoning Attack on Federated Learning", Future Internet 13(3), 2021, eqs. 2-4.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call
+from torch.optim import Optimizer as TorchOptimizer
+
+from fl_lightning.attacks._adversarial_task import AdversarialTask
+from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._model_replacement import attacker_client, backdoored, full_boost
+from fl_lightning.attacks._objectives import Objective, Trigger
+from fl_lightning.attacks._tunable import Choice, Tunable
+from fl_lightning.attacks._view import View
+from fl_lightning.callbacks import HessianRegularizer, ProximalPull
+from fl_lightning.callbacks.hessian import fisher_diagonal, ggn_diagonal, hutchinson_diagonal, normalised
+from fl_lightning.client import Optimizer
+from fl_lightning.data import Samples
+from fl_lightning.defenses import State
+from fl_lightning.flat import FlatNetwork
+from fl_lightning.losses import LOSSES
+from fl_lightning.registry import Slot, component
+
+Curvature = Literal["ggn", "fisher", "hutchinson"]
+
+
+def curvature(
+    flat: FlatNetwork, theta_D: Tensor, samples: Samples, h: Curvature, generator: torch.Generator, probes: int = 8
+) -> Tensor:
+    """Diagonal curvature of the main task's mean loss at a model, negative entries 0, mean 1; see `callbacks.hessian`.
+
+    Args:
+        flat: architecture and loss.
+        theta_D: where.
+        samples: clean samples.
+        h: which diagonal.
+        generator: CPU generator of the sign vectors of `hutchinson`.
+        probes: how many of them.
+
+    Returns:
+        One entry a trained parameter.
+    """
+    named = {name: part.detach().clone() for name, part in flat.split(theta_D).items()}
+    parameters = [named[name].requires_grad_() for name, _ in flat.network.named_parameters()]
+    singles = [samples[torch.tensor([row], device=samples.y.device)] for row in range(len(samples))]
+    shares = [torch.tensor(1 / len(samples)).to(theta_D)] * len(samples)
+
+    def scores(part: Samples) -> Tensor:
+        out: Tensor = functional_call(flat.network, named, (part.x,))
+        return out
+
+    with flat.eval_mode(), torch.enable_grad():
+        if h == "ggn":
+            regression = samples.y.is_floating_point()
+            diagonal = ggn_diagonal((scores(one)[0] for one in singles), parameters, shares, regression)
+        elif h == "fisher":
+            losses = (LOSSES[flat.loss](scores(one), one.y)[0] for one in singles)
+            diagonal = fisher_diagonal(losses, parameters, shares)
+        else:
+            loss = LOSSES[flat.loss](scores(samples), samples.y).mean()
+            signs = [
+                [torch.randint(2, p.shape, generator=generator).mul_(2).sub_(1).to(p) for p in parameters]
+                for _ in range(probes)
+            ]
+            diagonal = hutchinson_diagonal(loss, parameters, signs)
+    return torch.cat([part.flatten() for part in normalised(diagonal)])
+
+
+def benign_update(global_D: Tensor, previous_D: Tensor, server_lr: float) -> Tensor:
+    """`[D]` estimated mean client update of the round before: (G_t - G_{t-1}) / eta, 0 in the first round.
+
+    Corrected here: the text leaves the division out, which makes the estimate eta times too short.
+    """
+    return (global_D - previous_D) / server_lr
+
+
+class MainThenAdversarial(Callback):
+    r"""Eqs. 2-4 to the letter: a main step on a clean batch, then an adversarial step on a dirty one, their sums kept apart.
+
+    Main: $L_M + \rho_1 \lVert \Delta_m - \bar\Delta_{ben} \rVert$, by the Trainer's optimizer. Adversarial:
+    $L_A + \rho_2 \sum_r h_r (\Delta_p)_r^2$, by one of its own. At the end of the fit the model is set to
+    $G + \eta_1 \Delta_m + b \Delta_p$, so that what an engine takes for the update is what the attacker submits.
+
+    Args:
+        dirty: samples of the adversarial task.
+        optimizer: of the adversarial steps.
+        batch_size: dirty samples a step.
+        main_weight: eta_1.
+        boost: b, n / eta in the paper.
+        rho1: strength of the pull.
+        rho2: strength of the penalty.
+        benign_D: the estimated benign update, one entry a trained parameter.
+        curvature_D: h, likewise.
+    """
+
+    stackable = False
+
+    def __init__(
+        self,
+        dirty: Samples,
+        optimizer: Optimizer,
+        batch_size: int,
+        main_weight: float,
+        boost: float,
+        rho1: float,
+        rho2: float,
+        benign_D: Tensor,
+        curvature_D: Tensor,
+    ):
+        self.dirty = dirty
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.main_weight = main_weight
+        self.boost = boost
+        self.rho1 = rho1
+        self.rho2 = rho2
+        self.benign_D = benign_D
+        self.curvature_D = curvature_D
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is displaced yet."""
+        self._task = AdversarialTask(pl_module, self.dirty, self.batch_size)
+        self._own = self.optimizer.build(pl_module.parameters())
+        self._start_D = self._task.vector()
+        self._adversarial_D = torch.zeros_like(self._start_D)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: TorchOptimizer) -> None:
+        """The pull of the main task."""
+        away_D = self._main_D() - self.benign_D
+        distance = away_D.norm()
+        if self.rho1 and distance > 0:
+            for parameter, part in zip(self._task.parameters, self._task.split(away_D / distance), strict=True):
+                parameter.grad.add_(part, alpha=self.rho1)  # type: ignore[union-attr]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The adversarial step."""
+        penalty_D = 2 * self.rho2 * self.curvature_D * self._adversarial_D
+        self._adversarial_D += self._task.step(self._own, penalty_D)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the submitted model together."""
+        self._task.load_(self._start_D + self.main_weight * self._main_D() + self.boost * self._adversarial_D)
+
+    def _main_D(self) -> Tensor:  # noqa: N802
+        return self._task.vector() - self._start_D - self._adversarial_D
+
+
+@component
+class Deep(Attack):
+    r"""Deep model poisoning: model replacement that avoids the parameters with a large curvature of the main task.
+
+    `working`: each local step sees clean and dirty samples together, with the penalty $\rho_2 \sum_r h_r (\Delta_r)^2$ and the
+    pull $\rho_1 \lVert \Delta - \bar\Delta_{ben} \rVert$ on the displacement, which is boosted as a whole; without both it is
+    exactly model replacement. `printed`: eqs. 2-4 to the letter. They amplify the adversarial displacement and drop the main
+    one that compensates it (eta_1 against n / eta), which ruins the model for everything but the target class.
+
+    h is the attackers' estimate at the global model on clean samples of their own, shared by all of them. One adversarial
+    round (`schedule: once`) is the paper's single shot, every round from one on (`from_round`) its multiple shots.
+
+    Attributes:
+        form: `working` or `printed`.
+        rho1: strength of the pull towards the estimated benign update.
+        rho2: strength of the penalty; h has mean 1 and entries in the hundreds, so that SGD diverges where 2 rho2 h_r lr > 2.
+        h: `ggn` (exact for ReLU networks without normalisation), `fisher` (empirical) or `hutchinson`; clamped at 0.
+        curvature_samples: clean samples that h is estimated on.
+        boost: factor on the update (`printed`: on the adversarial displacement); None: C / (eta M).
+        poison_fraction: share of dirty samples in the attackers' training data (`working`).
+        poison_samples: size of the shared dirty set D_p (`printed`).
+        main_weight: eta_1, the factor on the main displacement (`printed`).
+        epochs: local epochs of the attackers; None: as everybody.
+        lr_factor: the attackers' learning rate relative to that of the federation.
+    """
+
+    name: ClassVar[str] = "deep"
+    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+
+    objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)
+    form: Literal["working", "printed"] = "working"
+    rho1: Annotated[float, Tunable(1e-3, 10, log=True)] = Field(default=0.1, ge=0)
+    rho2: Annotated[float, Tunable(1e-3, 10, log=True)] = Field(default=0.01, ge=0)
+    h: Annotated[Curvature, Choice(("ggn", "fisher", "hutchinson"))] = "ggn"
+    curvature_samples: int = Field(default=100, ge=1)
+    boost: Annotated[float | None, Tunable(1, 250, log=True)] = Field(default=None, gt=0)
+    poison_fraction: Annotated[float, Tunable(0.05, 0.6)] = Field(default=0.3, gt=0, lt=1)
+    poison_samples: int = Field(default=100, ge=1)
+    main_weight: float = Field(default=0.05, ge=0)
+    epochs: Annotated[int | None, Tunable(1, 6, integer=True)] = Field(default=None, ge=1)
+    lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
+
+    def poison(self, view: View, state: State) -> Poisoned:
+        """Estimate h, train with it, boost."""
+        client = attacker_client(view.client, self.epochs, self.lr_factor)
+        boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
+        benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)[: view.flat.trained]
+        curvature_D = self._curvature(view)
+        if self.form == "printed":
+            dirty = view.dirty(view.draw(self.poison_samples, view.generator("dirty")))
+
+            def printed() -> list[Callback]:
+                return [
+                    MainThenAdversarial(
+                        dirty,
+                        client.optimizer,
+                        client.batch_size,
+                        self.main_weight,
+                        boost,
+                        self.rho1,
+                        self.rho2,
+                        benign_D,
+                        curvature_D,
+                    )
+                ]
+
+            return Poisoned(view.train(view.own_samples, client, printed), metrics={"boost": boost})
+
+        def working() -> list[Callback]:
+            callbacks: list[Callback] = []
+            if self.rho1:
+                callbacks.append(ProximalPull(self.rho1, squared=False, offset=benign_D))
+            if self.rho2:
+                callbacks.append(HessianRegularizer(self.rho2, curvature=curvature_D))
+            return callbacks
+
+        updates_MD = backdoored(view, self.poison_fraction, client, working)
+        displacement = float(updates_MD.norm(dim=1).mean())
+        return Poisoned(boost * updates_MD, metrics={"boost": boost, "displacement": displacement})
+
+    def _curvature(self, view: View) -> Tensor:
+        if not self.rho2:
+            return torch.zeros_like(view.global_D[: view.flat.trained])
+        samples = view.draw(self.curvature_samples, view.generator("curvature"))
+        return curvature(view.flat, view.global_D, samples, self.h, view.generator("signs"))

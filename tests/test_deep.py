@@ -1,0 +1,241 @@
+"""Deep model poisoning and alternating minimisation: golden numbers, limits, and what the printed forms do."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.testing import assert_close
+
+from fl_lightning.attacks import AlternatingMinimization, Deep, ModelReplacement, TargetSamples
+from fl_lightning.attacks._adversarial_task import AdversarialTask, endless
+from fl_lightning.attacks._alternating_minimization import BoostedSteps, JointGradient, row_sum
+from fl_lightning.attacks._deep import MainThenAdversarial, benign_update, curvature
+from fl_lightning.attacks._model_replacement import boosted
+from fl_lightning.callbacks import ProximalPull
+from fl_lightning.client import Sgd
+from fl_lightning.data import Samples
+from fl_lightning.randomness import generator
+from fl_lightning.testing.attacks import play, scene
+
+
+class TwoQuadratics(LightningModule):
+    """Clean and dirty loss (theta - c)' diag(h) (theta - c) / 2; the batch says which."""
+
+    CLEAN = (torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.5]))
+    DIRTY = (torch.tensor([-1.0, 2.0]), torch.tensor([2.0, 2.0]))
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(2))
+        self.generators = [torch.Generator().manual_seed(0)]
+        self.path = []
+
+    def training_step(self, batch, batch_idx):
+        dirty = isinstance(batch, tuple)
+        self.path.append(("dirty" if dirty else "clean", self.theta.detach().clone()))
+        centre, h = self.DIRTY if dirty else self.CLEAN
+        # |theta - b|^2 / 2 in the golden example: h = 1
+        h = h / 2 if dirty else h
+        return (h * (self.theta - centre).square()).sum() / 2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+DIRTY = Samples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+
+
+def fit(callbacks, steps):
+    module = TwoQuadratics()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(range(steps)))
+    return module
+
+
+# --- deep, printed -------------------------------------------------------------------------------------------------------
+
+
+def printed(steps, **changes):
+    settings = {
+        "main_weight": 0.05,
+        "boost": 10 / 0.04,
+        "rho1": 0.5,
+        "rho2": 0.25,
+        "benign_D": torch.tensor([0.3, -0.1]),
+        "curvature_D": torch.tensor([2.0, 0.5]),
+    }
+    return fit([MainThenAdversarial(DIRTY, Sgd(lr=0.1), 1, **(settings | changes))], steps)
+
+
+def test_golden_two_steps_of_the_printed_form():
+    once, twice = (printed(steps, main_weight=1.0, boost=1.0).theta.detach() for steps in (1, 2))
+    assert_close(once, torch.tensor([0.1226908, 0.1857698]), atol=1e-6, rtol=0)
+    assert_close(twice, torch.tensor([0.2046447, 0.3156231]), atol=1e-6, rtol=0)
+    main = printed(2, main_weight=1.0, boost=0.0).theta.detach()
+    assert_close(main, torch.tensor([0.4493771, -0.0675116]), atol=1e-6, rtol=0)
+    adversarial = printed(2, main_weight=0.0, boost=1.0).theta.detach()
+    assert_close(adversarial, torch.tensor([-0.2447324, 0.3831347]), atol=1e-6, rtol=0)
+    submitted = printed(2).theta.detach()
+    assert_close(submitted, torch.tensor([-61.1606407, 95.7802963]), atol=1e-3, rtol=0)
+
+
+def test_printed_form_alternates_main_first():
+    assert [kind for kind, _ in printed(2).path] == ["clean", "dirty"] * 2
+
+
+def test_the_pull_at_its_centre_is_zero():
+    assert printed(1, benign_D=torch.zeros(2)).theta.isfinite().all()
+
+
+def test_benign_update_is_divided_by_the_server_rate():
+    assert_close(benign_update(torch.tensor([1.0]), torch.tensor([0.98]), 0.04), torch.tensor([0.5]))
+
+
+# --- deep, working -------------------------------------------------------------------------------------------------------
+
+
+def test_without_regularisers_it_is_model_replacement_to_the_bit():
+    free = play(Deep(rho1=0.0, rho2=0.0)).submitted_CD
+    assert torch.equal(free, play(ModelReplacement()).submitted_CD)
+
+
+def test_large_penalties_shrink_the_displacement():
+    norms = [
+        play(Deep(rho1=0.0, rho2=rho2, epochs=8, curvature_samples=24)).metrics["attack/displacement"]
+        for rho2 in (0.0, 0.01, 0.1)
+    ]
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_curvature_is_estimated_at_the_global_model_with_mean_one():
+    federation, jobs, _ = scene()
+    samples = jobs[0].samples[jobs[0].index]
+    flat = federation.bench.flat
+    for h in ("ggn", "fisher", "hutchinson"):
+        h_D = curvature(flat, federation.initial_D, samples, h, generator(0, "signs"))
+        assert h_D.shape == federation.initial_D.shape
+        assert float(h_D.mean()) == pytest.approx(1, abs=1e-4)
+        assert (h_D >= 0).all()
+    # pixels that are 0 in every sample have no effect on the loss
+    dead = samples.x.flatten(1).abs().sum(0) == 0
+    assert dead.any()
+    h_D = curvature(flat, federation.initial_D, samples, "ggn", generator(0, "signs"))
+    first = next(iter(flat.split(h_D).values()))
+    assert (first[:, dead] == 0).all()
+
+
+# --- model replacement: constrain-and-scale, train-and-scale ----------------------------------------------------------------
+
+
+def test_constrain_and_scale_stays_nearer():
+    norms = [
+        float(play(ModelReplacement(boost=1.0, epochs=8, alpha=alpha)).submitted_CD[1].norm())
+        for alpha in (1.0, 0.5, 0.1)
+    ]
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_train_and_scale_submits_just_the_allowed_norm():
+    played = play(ModelReplacement(boost=100.0, max_norm=0.7))
+    assert_close(played.submitted_CD[played.malicious_C].norm(dim=1), torch.full((3,), 0.7))
+    assert_close(boosted(torch.zeros(1, 2), 3.0, 1.0), torch.zeros(1, 2))
+
+
+# --- alternating minimisation ------------------------------------------------------------------------------------------------
+
+
+def test_row_sum_is_the_sum_over_a_dense_hessian_times_delta():
+    start = torch.randn(4, generator=generator(0, "test"), dtype=torch.float64)
+    theta = (start + 0.3 * torch.arange(4)).requires_grad_()
+
+    def loss(w):
+        return (w.sin() * w.flip(0)).sum() + w.prod()
+
+    delta = theta.detach() - start
+    dense = torch.func.jacrev(torch.func.jacrev(loss))(theta).detach()
+    ours = row_sum(loss(theta), [theta], [start])
+    assert_close(ours.detach(), (dense @ delta).sum())
+    # differentiated through both H and delta: against central differences
+    (gradient,) = torch.autograd.grad(ours, theta)
+    for r in range(4):
+        step = torch.zeros(4).double()
+        step[r] = 1e-5
+        high, low = (
+            row_sum(loss(moved), [moved], [start]).detach()
+            for moved in ((theta.detach() + sign * step).requires_grad_() for sign in (1, -1))
+        )
+        assert float(gradient[r]) == pytest.approx(float((high - low) / 2e-5), abs=1e-6)
+
+
+def test_joint_gradient_weighs_clean_and_dirty():
+    for alpha in (0.0, 0.25, 1.0):
+        moved = fit([JointGradient(DIRTY, 1, alpha)], 1).theta.detach()
+        clean, dirty = torch.tensor([-2.0, 0.0]), torch.tensor([1.0, -2.0])
+        assert_close(moved, -0.1 * (alpha * clean + (1 - alpha) * dirty))
+
+
+def test_null_space_term_acts_from_the_second_step():
+    """H of the clean loss is diag(2, .5), so |sum H delta| = |2 d_0 + .5 d_1| with gradient sign * (2, .5)."""
+    free = [fit([JointGradient(DIRTY, 1, 0.0)], steps).theta.detach() for steps in (1, 2)]
+    held = [fit([JointGradient(DIRTY, 1, 0.0, 0.5)], steps).theta.detach() for steps in (1, 2)]
+    assert_close(free[0], held[0])
+    sign = torch.sign(2 * free[0][0] + 0.5 * free[0][1])
+    assert_close(free[1] - held[1], 0.1 * 0.5 * sign * torch.tensor([2.0, 0.5]))
+
+
+def test_boosted_steps_come_first_and_every_few_steps():
+    module = fit([BoostedSteps(DIRTY, Sgd(lr=0.1), 1, boost=5.0, stealth_steps=2)], 4)
+    assert [kind for kind, _ in module.path] == ["dirty", "clean", "clean", "dirty", "clean", "clean"]
+    assert_close(module.path[1][1], -0.5 * torch.tensor([1.0, -2.0]))
+
+
+def test_the_pull_does_not_touch_adversarial_steps():
+    boosted_steps = BoostedSteps(DIRTY, Sgd(lr=0.1), 1, boost=1.0, stealth_steps=1)
+    far = ProximalPull(100.0, squared=False, offset=torch.tensor([9.0, 9.0]))
+    module = fit([far, boosted_steps], 1)
+    assert_close(module.path[1][1], -0.1 * torch.tensor([1.0, -2.0]))
+
+
+def test_alpha_one_is_honest_and_alpha_zero_ignores_clean_data():
+    honest = play(AlternatingMinimization(alpha=1.0, boost=1.0))
+    assert_close(honest.submitted_CD, honest.honest_CD)
+    played = play(AlternatingMinimization(boost=1.0))
+    rows = played.submitted_CD[played.malicious_C]
+    assert_close(rows[0], rows[1])  # one shared target: all attackers send the same
+    assert played.metrics["attack/boost"] == 1.0
+
+
+@pytest.mark.parametrize("form", ["joint", "alternate"])
+def test_the_target_is_misread_after_the_aggregation(form):
+    attack = AlternatingMinimization(form=form, steps=20, objective=TargetSamples(count=1))
+    played = play(attack)
+    theta_D = played.federation.state.global_D + played.submitted_CD.mean(0)
+    success = played.federation.goal.success
+    assert played.federation.bench.flat.accuracy(theta_D, success) == 1.0
+
+
+def test_endless_batches_cover_every_sample_once_a_pass():
+    samples = Samples(torch.arange(5.0)[:, None], torch.arange(5))
+    batches = endless(samples, 2, torch.Generator().manual_seed(0))
+    passes = [torch.cat([next(batches).y for _ in range(3)]).sort().values for _ in range(2)]
+    assert all(torch.equal(one, torch.arange(5)) for one in passes)
+
+
+def test_a_task_leaves_no_gradient_behind():
+    module = TwoQuadratics()
+    task = AdversarialTask(module, DIRTY, 1)
+    moved_D = task.step(torch.optim.SGD(module.parameters(), lr=0.1))
+    assert_close(moved_D, -0.1 * torch.tensor([1.0, -2.0]))
+    assert module.theta.grad is None

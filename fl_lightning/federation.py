@@ -272,6 +272,7 @@ class Federation:
             validation=self.data.validation,
             predict=self.bench.flat.scores,
             losses=self.bench.flat.losses,
+            gradient=self.bench.flat.gradient,
             generator=lambda purpose: generator(seed, f"defense {purpose}", round),
         )
 

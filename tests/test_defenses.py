@@ -10,6 +10,7 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import (
     AccuracyCheck,
     Cdp,
+    Dagmm,
     Defense,
     Err,
     ErrLfr,
@@ -17,7 +18,9 @@ from fl_lightning.defenses import (
     Lfr,
     NormBound,
     Pdrr,
+    Pyod,
     StatisticalCheck,
+    Vae,
     clip,
     epsilon,
 )
@@ -31,13 +34,16 @@ from fl_lightning.testing.defenses import DEFENSE_CHECKS, check_defense, honest,
 SETTINGS: dict[str, list[Defense]] = {
     "accuracy_check": [AccuracyCheck(gamma=0.05), AccuracyCheck(gamma=0)],
     "cdp": [Cdp(std=0.1), Cdp(std=0.0), Cdp(distribution="gaussian")],
+    "dagmm": [Dagmm(n_byzantine=3, epochs=5, references=5, steps=2)],
     "err": [Err(n_byzantine=3), Err(n_byzantine=0), Err(n_byzantine=99)],
     "err_lfr": [ErrLfr(n_byzantine=3)],
     "ldp": [Ldp(std=0.1), Ldp(distribution="gaussian", rate=0.05)],
     "lfr": [Lfr(n_byzantine=3)],
     "norm_bound": [NormBound(max_norm=1.0), NormBound(noise_std=0.01)],
     "pdrr": [Pdrr(), Pdrr(faithful=True), Pdrr(q=0.1, faithful=True)],
+    "pyod": [Pyod(n_byzantine=3), Pyod(n_byzantine=3, detector="iforest"), Pyod(n_byzantine=0, detector="pca")],
     "statistical_check": [StatisticalCheck(), StatisticalCheck(max_distance=1e-3, min_cosine=None)],
+    "vae": [Vae(n_byzantine=3, epochs=5, references=5, steps=2, hidden=16, latent=4)],
 }
 CASES = [defense for several in SETTINGS.values() for defense in several]
 
@@ -86,7 +92,18 @@ def poisoned():
 
 
 @pytest.mark.parametrize(
-    "defense", [Err(n_byzantine=3), Lfr(n_byzantine=3), AccuracyCheck(gamma=0.2), StatisticalCheck()]
+    "defense",
+    [
+        Err(n_byzantine=3),
+        Lfr(n_byzantine=3),
+        AccuracyCheck(gamma=0.2),
+        StatisticalCheck(),
+        Vae(n_byzantine=3),
+        Dagmm(n_byzantine=3),
+        Pyod(n_byzantine=3),
+        Pyod(n_byzantine=3, detector="knn"),
+    ],
+    ids=str,
 )
 def test_detectors_find_rows_that_harm(defense):
     rows, context = poisoned()

@@ -29,6 +29,7 @@ class ServerContext:
         validation: the server's own samples, or None.
         predict: scores `[n, K]` of a model `[D]` on inputs `[n, ...]`.
         losses: losses `[n]` of a model `[D]` on samples.
+        gradient: gradient `[D]` of the mean loss of a model `[D]` on samples.
         generator: fresh random numbers for a purpose, keyed by seed and round.
     """
 
@@ -40,6 +41,7 @@ class ServerContext:
     validation: Samples | None
     predict: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Samples], Tensor]
+    gradient: Callable[[Tensor, Samples], Tensor]
     generator: Callable[[str], torch.Generator]
 
 

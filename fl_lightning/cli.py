@@ -138,7 +138,7 @@ def _list(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from fl_lightning.client import CALLBACKS
+    from fl_lightning.callbacks import CALLBACKS
     from fl_lightning.config import experiment_names
     from fl_lightning.registry import SLOTS, registry
 
@@ -185,8 +185,7 @@ def _data(options: argparse.Namespace) -> int:
         if not options.names:
             raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
         for name in options.names:
-            for line in data.get(name):
-                console.print(line, soft_wrap=True, highlight=False)
+            data.get(name, lambda line: console.print(line, soft_wrap=True, highlight=False))
         return 0
     table = Table("data set", "train", "test", "input", "classes", "where", box=None)
     for one in data.status():
@@ -235,13 +234,14 @@ def _ui(options: argparse.Namespace) -> int:
             reason = f"cannot listen on {options.host}:{options.port} ({error.strerror}); try --port {options.port + 1}"
             raise ConfigError(reason) from None
     from fl_lightning import tracking
+    from fl_lightning.paths import runs_folder
 
     tracking.client()
     uri = tracking.tracking_uri()
     print(f"MLflow UI on http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
     place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
     if uri.startswith("sqlite:"):
-        place += ["--default-artifact-root", (tracking.runs_folder() / "artifacts").as_uri()]
+        place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
     return subprocess.run([sys.executable, "-m", "mlflow", "ui", *place], check=False).returncode
 
 
@@ -260,10 +260,8 @@ def _print_outcome(outcome: "Outcome") -> None:
         "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
     )
     for name, value in sorted(outcome.metrics.items()):
-        if outcome.seeds:
-            shown = str(interval([one.metrics[name] for one in outcome.seeds]))
-        else:
-            shown = f"{value:.4g}"
+        values = [one.metrics[name] for one in outcome.seeds]
+        shown = str(interval(values)) if values else f"{value:.4g}"
         if not name.startswith("time/") or name == "time/round":
             table.add_row(name, shown)
     console.print(table)

@@ -143,7 +143,7 @@ def batch_plan(n: int, client: Client, generator: torch.Generator) -> list[Tenso
     plan: list[Tensor] = []
     epochs = 0
     while len(plan) < client.steps if client.steps else epochs < client.epochs:
-        plan.extend(torch.randperm(n, generator=generator).split(client.batch_size))
+        plan.extend(torch.split(torch.randperm(n, generator=generator), client.batch_size))
         epochs += 1
     return plan[: client.steps]
 

@@ -67,7 +67,8 @@ class LockStep:
             # index_select is three times faster than indexing on a CPU
             x, y = self.samples.x.index_select(0, rows), self.samples.y.index_select(0, rows)
             weights_AB = weights_CB[:active]
-            yield CohortBatch(x.unflatten(0, weights_AB.shape), y.unflatten(0, weights_AB.shape), weights_AB)
+            shape = weights_AB.shape
+            yield CohortBatch(x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:]), weights_AB)
 
 
 class ClientCohort(LightningModule):

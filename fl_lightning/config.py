@@ -7,8 +7,8 @@ for itself, `path=value` overrides come last. Everything that can be known witho
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from fl_lightning.attacks import Attack
 from fl_lightning.client import Client
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
-from fl_lightning.engines import Engine, Sequential, TrainerSettings
+from fl_lightning.engines import Engine, TrainerSettings, Vectorized
 from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
@@ -145,7 +145,7 @@ class Experiment(BaseModel):
     defenses: dict[str, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
     aggregator: Annotated[Aggregator, Slot("aggregator")] = Field(default_factory=Mean)
     server: Server = Field(default_factory=Server)
-    engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Sequential)
+    engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Vectorized)
     trainer: TrainerSettings = Field(default_factory=TrainerSettings)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     tracking: Tracking = Field(default_factory=Tracking)
@@ -166,17 +166,13 @@ class Experiment(BaseModel):
     def _possible(self) -> "Experiment":
         """Refuse combinations that cannot run."""
         n_clients = self.partition.clients
-        checks = [
-            ("participation", lambda: self.participation.check(n_clients)),
-            ("aggregator", lambda: self.aggregator.check(self.participation.per_round(n_clients))),
-        ]
-        for path, check in checks:
-            try:
-                check()
-            except ConfigError as error:
-                raise error.under(path) from None
-            except ValueError as error:
-                raise ConfigError(str(error), path) from None
+        with _at("participation"):
+            self.participation.check(n_clients)
+        with _at("aggregator"):
+            self.aggregator.check(self.participation.per_round(n_clients))
+        for label, defense in self.defenses.items():
+            with _at(f"defenses.{label}"):
+                defense.check(self.aggregator, validation=self.data.validation > 0)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
         return self
@@ -213,6 +209,17 @@ class Experiment(BaseModel):
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify the resolved configuration."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _at(path: str) -> Iterator[None]:
+    """Errors inside are those of the configuration at `path`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(path) from None
+    except ValueError as error:
+        raise ConfigError(str(error), path) from None
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:

@@ -120,7 +120,9 @@ class Federation:
     def _initial_state(self) -> FederationState:
         global_D = self.initial_D.clone()
         attack = self.experiment.attack
-        defenses = {label: dict(defense.init()) for label, defense in self.experiment.defenses.items()}
+        defenses: dict[str, State] = {
+            label: dict(defense.init()) for label, defense in self.experiment.defenses.items()
+        }
         return FederationState(0, global_D, global_D.clone(), dict(attack.init()) if attack else {}, defenses)
 
     def twin(self) -> "Federation":
@@ -148,7 +150,7 @@ class Federation:
         state, seed = self.state, self.bench.seed
         cohort = self.experiment.participation.sample(state.round, len(self.assignment), seed)
         jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
-        weights_C = torch.tensor([len(job.index) for job in jobs], dtype=self.bench.trainer.dtype)
+        weights_C = torch.tensor([len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
             updates_CD = self._protect(cohort, self._train(jobs), weights_C)

@@ -45,7 +45,7 @@ class FlatNetwork:
 
     def split(self, theta_D: Tensor) -> dict[str, Tensor]:
         """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""
-        parts = theta_D.split(self.sizes, dim=-1)
+        parts = torch.split(theta_D, self.sizes, dim=-1)
         named = zip(self.names, parts, self.shapes, strict=True)
         return {name: part.view(*theta_D.shape[:-1], *shape) for name, part, shape in named}
 
@@ -60,7 +60,7 @@ class FlatNetwork:
         """`[n, K]` scores in eval mode, without gradients."""
         parameters = self.split(theta_D)
         with self.eval_mode(), torch.inference_mode():
-            return torch.cat([functional_call(self.network, parameters, (part,)) for part in x.split(CHUNK)])
+            return torch.cat([functional_call(self.network, parameters, (part,)) for part in torch.split(x, CHUNK)])
 
     def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
         """`[n]` per-sample losses in eval mode, without gradients."""
@@ -75,7 +75,7 @@ class FlatNetwork:
         theta_D = theta_D.detach().requires_grad_()
         total_D = torch.zeros_like(theta_D)
         with self.eval_mode(), torch.enable_grad():
-            for x, y in zip(samples.x.split(CHUNK), samples.y.split(CHUNK), strict=True):
+            for x, y in zip(torch.split(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
                 loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D

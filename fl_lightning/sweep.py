@@ -6,6 +6,7 @@ MLflow run is the study, every trial is a child run. The winner is run again on 
 
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -23,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
 from fl_lightning import runs, tracking
 from fl_lightning.attacks import Attack, Choice, Tunable
 from fl_lightning.config import Experiment, load, parse_bound
-from fl_lightning.federation import Federation, RoundReport
+from fl_lightning.federation import Federation, Observer, RoundReport
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import ConfigError, suggest
@@ -91,7 +92,7 @@ def tunables(attack: type[Attack]) -> dict[str, Tunable | Choice]:
     """The annotated search ranges of an attack's fields."""
     hints = get_type_hints(attack, include_extras=True)
     found = {}
-    for field in fields(attack):  # type: ignore[arg-type]
+    for field in fields(attack):
         for mark in getattr(hints[field.name], "__metadata__", ()):
             if isinstance(mark, Tunable | Choice):
                 found[field.name] = mark
@@ -308,7 +309,6 @@ def _trial(trial: Trial, task: _Study, base: Experiment) -> float:
 def _conclude(task: _Study, study: optuna.Study, label: str, watch: runs.Watch) -> SweepOutcome:
     """Confirm the winner on unseen seeds, beside the untuned attack, and register its model."""
     experiment = load(task.tree)
-    settings = experiment.sweep
     store = tracking.client()
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
@@ -320,10 +320,7 @@ def _conclude(task: _Study, study: optuna.Study, label: str, watch: runs.Watch) 
     default = _defaults(experiment, search_space(experiment))
     confirmed, registered = _confirm(task, experiment, winner.params, label, watch, "always")
     untuned = confirmed if winner.params == default else _confirm(task, experiment, default, label, watch, "never")[0]
-    best_first = sorted(
-        done,
-        key=lambda t: (not _feasible(t), -_sign(study) * (t.value if t.value is not None else -_sign(study) * 9e9)),
-    )
+    best_first = sorted(done, key=lambda trial: _rank(study, trial))
     rounds = sum(trial.user_attrs.get("rounds", 0) for trial in done)
     table = [
         {
@@ -368,16 +365,14 @@ def _confirm(
         changes = {"seed": seed, "tracking.register": register if position == 0 else "never"}
         experiment = base.override({**params, **changes})
         history = _History()
-        outcome = runs.run(
-            experiment,
-            label,
-            lambda one, history=history: [history, *watch(one)],
-            parent=task.run_id,
-            kind="confirmation",
-        )
+        outcome = runs.run(experiment, label, _beside(history, watch), parent=task.run_id, kind="confirmation")
         values.append(score(history.rounds, base.sweep.metric))
         registered = registered or outcome.registered_model
     return interval(values), registered
+
+
+def _beside(observer: Observer, watch: runs.Watch) -> runs.Watch:
+    return lambda experiment: [observer, *watch(experiment)]
 
 
 class _History:
@@ -400,6 +395,12 @@ def _best(study: optuna.Study, trials: list[FrozenTrial]) -> FrozenTrial:
     if feasible:
         return max(feasible, key=lambda trial: _sign(study) * (trial.value or 0.0))
     return min(scored, key=lambda trial: sum(max(0.0, v) for v in trial.user_attrs["violations"]))
+
+
+def _rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float]:
+    """Sorts the best trial first, infeasible and valueless ones last."""
+    value = math.inf if trial.value is None else -_sign(study) * trial.value
+    return not _feasible(trial), value
 
 
 def _feasible(trial: FrozenTrial) -> bool:

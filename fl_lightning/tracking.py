@@ -206,7 +206,7 @@ def end_children(run_id: str, status: str, reason: str) -> None:
 
 def log_study_pictures(store: MlflowClient, run_id: str, study: Any) -> None:
     """Optuna's own plots of a study as artifacts."""
-    import optuna.visualization.matplotlib as plots
+    import optuna.visualization.matplotlib as plots  # noqa: TID251
 
     for name, plot in (("history", plots.plot_optimization_history), ("slices", plots.plot_slice)):
         axes = plot(study)
@@ -414,8 +414,8 @@ def registered_models(attack: str | None = None, aggregator: str | None = None) 
     store = client()
     versions = []
     for model in store.search_registered_models():
-        for version in store.search_model_versions(f"name='{model.name}'"):
-            full = store.get_model_version(version.name, version.version)
+        for found in store.search_model_versions(f"name='{model.name}'"):
+            full = store.get_model_version(found.name, found.version)
             wanted = {"attack": attack, "aggregator": aggregator}
             if all(value in (None, full.tags.get(key)) for key, value in wanted.items()):
                 versions.append(full)

@@ -1,7 +1,7 @@
 """What all tests share: a runs folder of their own, one thread, and a tiny experiment to change."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty MLflow database: making one takes seconds, copying it nothing."""
     from fl_lightning import tracking
 
@@ -44,7 +44,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FL_LIGHTNING_RUNS", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tracking.client().search_experiments()
-    yield folder / "mlflow.db"
+    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field, model_validator
@@ -23,8 +24,8 @@ class Poisoned(NamedTuple):
     """
 
     updates: Tensor
-    state: State = {}
-    metrics: Mapping[str, float] = {}
+    state: State = MappingProxyType({})
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 @component

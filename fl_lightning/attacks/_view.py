@@ -104,7 +104,7 @@ class View:
     @property
     def own_samples(self) -> list[Samples]:
         """Clean training samples of each malicious client."""
-        return [job.samples[job.index] for job in self._own_jobs]
+        return [job.samples[job.rows] for job in self._own_jobs]
 
     @property
     def dirty_samples(self) -> list[Samples]:
@@ -123,12 +123,12 @@ class View:
             generator: CPU generator.
         """
         jobs = self._jobs if self.knowledge == "full" else self._own_jobs
-        ends = torch.tensor([len(job.index) for job in jobs]).cumsum(0)
+        ends = torch.tensor([len(job.rows) for job in jobs]).cumsum(0)
         picked = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values
         parts = []
         for job, end in zip(jobs, ends.tolist(), strict=True):
-            rows = picked[(end - len(job.index) <= picked) & (picked < end)] - (end - len(job.index))
-            parts.append(job.samples[job.index[rows.to(job.index.device)]])
+            rows = picked[(end - len(job.rows) <= picked) & (picked < end)] - (end - len(job.rows))
+            parts.append(job.samples[job.rows[rows.to(job.rows.device)]])
         return Samples.cat(parts)
 
     @property
@@ -230,7 +230,7 @@ class View:
         """Training samples of each benign client."""
         bad = self.cohort.malicious.tolist()
         jobs = [job for job, malicious in zip(self._jobs, bad, strict=True) if not malicious]
-        return self._grant("full", "benign data", [job.samples[job.index] for job in jobs])
+        return self._grant("full", "benign data", [job.samples[job.rows] for job in jobs])
 
     @property
     def defenses(self) -> Mapping[str, Defense]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.registry import Component
+from fl_lightning.registry import Component, component
 
 Task = Literal["classification", "regression"]
 
@@ -74,8 +75,16 @@ class Dataset:
         return replace(self, train=train, test=test, validation=validation)
 
 
+@component
 class Data(Component, ABC):
-    """A source of data: `load()` finds, checks and reads it."""
+    """A source of data: `load()` finds, checks and reads it.
+
+    Args:
+        validation: test samples that the server holds back for its own checks, drawn once for all experiments; the
+            clean test set does not contain them.
+    """
+
+    validation: int = Field(default=0, ge=0)
 
     @abstractmethod
     def load(self) -> Dataset:

@@ -22,13 +22,10 @@ class SplitData(Data):
     """Data with a training and a test split.
 
     Args:
-        validation: test samples that the server holds back for its own checks, drawn once for all experiments; the
-            clean test set does not contain them.
         train_samples: so many training samples, drawn at random, instead of all.
         test_samples: so many of the remaining test samples, drawn at random, instead of all.
     """
 
-    validation: int = Field(default=0, ge=0)
     train_samples: int | None = Field(default=None, ge=1)
     test_samples: int | None = Field(default=None, ge=1)
 

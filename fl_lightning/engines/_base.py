@@ -22,7 +22,7 @@ class Job(NamedTuple):
 
     client: int
     samples: Samples
-    index: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Bench:
 
     def plan(self, job: Job, client: Client, round: int) -> list[Tensor]:
         """Row numbers of `job.samples` for every local step."""
-        order = batch_plan(len(job.index), client, generator(self.seed, "batches", round, job.client))
-        rows = job.index[torch.cat(order).to(job.index.device)]
-        return list(rows.split([len(step) for step in order]))
+        order = batch_plan(len(job.rows), client, generator(self.seed, "batches", round, job.client))
+        rows = job.rows[torch.cat(order).to(job.rows.device)]
+        return list(torch.split(rows, [len(step) for step in order]))
 
     def generator(self, job: Job, round: int) -> torch.Generator:
         """The client's random numbers during local training."""

@@ -157,7 +157,7 @@ def play(
         weights_C[~malicious_C] += 5
         honest_CD[~malicious_C] = honest_CD[~malicious_C].flip(1)
         benign = [job for job, bad in zip(jobs, cast.malicious.tolist(), strict=True) if not bad]
-        swapped = {job.client: job._replace(index=other.index) for job, other in zip(benign, benign[::-1], strict=True)}
+        swapped = {job.client: job._replace(rows=other.rows) for job, other in zip(benign, benign[::-1], strict=True)}
         jobs = [swapped.get(job.client, job) for job in jobs]
     submitted_CD, poisoned_C, metrics = federation._poison(cast, jobs, honest_CD, weights_C)
     return Round(honest_CD, submitted_CD, malicious_C, poisoned_C, metrics, dict(federation.state.attack), federation)

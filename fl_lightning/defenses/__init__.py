@@ -3,7 +3,7 @@
 from fl_lightning.defenses._accuracy_check import AccuracyCheck
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._dagmm import Dagmm, dagmm_scores
-from fl_lightning.defenses._noise import clip, epsilon
+from fl_lightning.defenses._noise import clip, epsilon, epsilon_rdp
 from fl_lightning.defenses._norm_bound import NormBound
 from fl_lightning.defenses._pdrr import Pdrr, bloc, pdrr_krum, pdrr_survival
 from fl_lightning.defenses._privacy import Cdp, Ldp
@@ -42,6 +42,7 @@ __all__ = [
     "dagmm_scores",
     "detected",
     "epsilon",
+    "epsilon_rdp",
     "impacts",
     "pdrr_krum",
     "pdrr_survival",

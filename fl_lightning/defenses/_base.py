@@ -31,6 +31,7 @@ class ServerContext:
         losses: losses `[n]` of a model `[D]` on samples.
         gradient: gradient `[D]` of the mean loss of a model `[D]` on samples.
         generator: fresh random numbers for a purpose, keyed by seed and round.
+        sample_rate: share of the population that takes part in a round.
     """
 
     round: int
@@ -43,6 +44,7 @@ class ServerContext:
     losses: Callable[[Tensor, Samples], Tensor]
     gradient: Callable[[Tensor, Samples], Tensor]
     generator: Callable[[str], torch.Generator]
+    sample_rate: float = 1.0
 
 
 class Verdict(NamedTuple):

@@ -23,7 +23,22 @@ from fl_lightning.defenses._rejection import largest
 from fl_lightning.defenses._spectral import LIMIT, seeded
 from fl_lightning.registry import ConfigError, component, suggest
 
-COMMON = ("abod", "cblof", "copod", "ecod", "gmm", "hbos", "iforest", "inne", "kde", "knn", "lof", "mcd", "ocsvm", "pca")
+COMMON = (
+    "abod",
+    "cblof",
+    "copod",
+    "ecod",
+    "gmm",
+    "hbos",
+    "iforest",
+    "inne",
+    "kde",
+    "knn",
+    "lof",
+    "mcd",
+    "ocsvm",
+    "pca",
+)
 """Detectors on tables, for messages; others of `pyod.models` are taken as well."""
 
 

@@ -46,7 +46,13 @@ class Autoencoder(nn.Module):
 
 
 def vae_scores(
-    reference_RF: Tensor, received_CF: Tensor, *, hidden: int = 500, latent: int = 100, epochs: int = 100, draws: int = 10
+    reference_RF: Tensor,
+    received_CF: Tensor,
+    *,
+    hidden: int = 500,
+    latent: int = 100,
+    epochs: int = 100,
+    draws: int = 10,
 ) -> Tensor:
     """`[C]` minus the reconstruction probability of each row under a VAE that was trained on the reference.
 

@@ -1,9 +1,20 @@
 """Figures of a round: accuracy, the attacker's success, stealth, detection."""
 
 from fl_lightning.metrics._detection import detection
+from fl_lightning.metrics._effect import carried_through, null_space, predicted_effect
 from fl_lightning.metrics._evaluation import evaluate
 from fl_lightning.metrics._interval import Interval, interval
 from fl_lightning.metrics._picture import curves
 from fl_lightning.metrics._stealth import stealth
 
-__all__ = ["Interval", "curves", "detection", "evaluate", "interval", "stealth"]
+__all__ = [
+    "Interval",
+    "carried_through",
+    "curves",
+    "detection",
+    "evaluate",
+    "interval",
+    "null_space",
+    "predicted_effect",
+    "stealth",
+]

@@ -1,7 +1,8 @@
 """False and missed alarms of PDRR and of the detectors that it is compared with, round by round.
 
 50 clients, 20 malicious, Fashion-MNIST. PDRR defends; in the rounds of `PROBES` the other detectors judge the same updates
-without acting. A round counts as attacked if the undefended rule takes a crafted row or value. One line of JSON a round.
+without acting. A round counts as attacked if the undefended rule takes a crafted row or value. Without attack the mean
+aggregates, and PDRR judges the same updates for every rule, also as printed. One line of JSON a round.
 
     python benchmarks/studies/pdrr.py results.jsonl [--rounds 100] [--part 0/2] [--only krum]
 """
@@ -9,6 +10,7 @@ without acting. A round counts as attacked if the undefended rule takes a crafte
 import argparse
 import json
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from fl_lightning.config import load
-from fl_lightning.defenses import Dagmm, Defense, Err, Lfr, Pyod, Vae
+from fl_lightning.defenses import Dagmm, Defense, Err, Lfr, Pdrr, Pyod, Vae
 from fl_lightning.federation import Federation, Metrics
 from fl_lightning.metrics import detection
+from fl_lightning.registry import registry
 
 CLIENTS, MALICIOUS = 50, 20
 PROBES = (0, 19, 49, 99)
@@ -42,6 +45,23 @@ PROBED: dict[str, Defense] = {
     "dagmm": Dagmm(n_byzantine=MALICIOUS),
     "ecod": Pyod(n_byzantine=MALICIOUS, detector="ecod"),
 }
+
+
+class Unattacked(Federation):
+    """A federation without attack, in which PDRR judges every round for every rule."""
+
+    def _defend(
+        self, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        for label, rule in RULES.items():
+            context = replace(self._context(weights_C), aggregator=registry("aggregator").build(rule))
+            for version, defense in (("default", Pdrr()), ("printed", Pdrr(faithful=True, q=0.9))):
+                if version == "default" or self.state.round in PROBES:
+                    keep_C = defense.apply(updates_CD, context, {}).keep_C
+                    flagged = defense.detect(updates_CD, context.aggregator, context.generator("coordinates")).flagged
+                    metrics[f"{version}/{label}/false_alarm_rate"] = float((~keep_C).double().mean())
+                    metrics[f"{version}/{label}/flagged"] = float(flagged.double().mean())
+        return super()._defend(updates_CD, weights_C, poisoned_C, metrics)
 
 
 class Probed(Federation):
@@ -70,8 +90,12 @@ def fang(rule: str, knowledge: str) -> dict[str, Any]:
 def cases() -> list[tuple[str, float, str]]:
     """Rule, degree of heterogeneity, attack."""
     degrees = (0.5, 0.0, 1.0)
-    made_for = [(rule, p, attack) for attack, p, rule in product(("full", "none", "partial"), degrees, RULES)]
-    return made_for + [(rule, 0.5, other) for rule, other in product(RULES, OTHERS)]
+    made_for = [(rule, p, attack) for attack, p, rule in product(("full", "partial"), degrees, RULES)]
+    return (
+        [("every", p, "none") for p in degrees]
+        + made_for
+        + [(rule, 0.5, other) for rule, other in product(RULES, OTHERS)]
+    )
 
 
 def run(rule: str, p: float, attack: str, rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -86,13 +110,14 @@ def run(rule: str, p: float, attack: str, rounds: int, seed: int) -> list[dict[s
             "partition": {"name": "degree", "clients": CLIENTS, "p": p, "samples_per_client": 600},
             "participation": {"name": "full", "malicious": 0 if named is None else MALICIOUS},
             "attack": named,
-            "defenses": {"pdrr": "pdrr"},
-            "aggregator": RULES[rule],
+            "defenses": {} if named is None else {"pdrr": "pdrr"},
+            "aggregator": RULES.get(rule, "mean"),
             "engine": "vectorized",
             "evaluation": {"every": 10},
         }
     )
-    federation = (Federation if others else Probed)(experiment)
+    kind = Unattacked if named is None else Federation if others else Probed
+    federation = kind(experiment)
     rows = []
     while federation.state.round < experiment.rounds and not federation.state.stopped:
         report = federation.round()

@@ -26,7 +26,7 @@ from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-START, ATTACKED, TAIL, LR = 25, (25, 29, 33), 15, 0.05
+START, ATTACKED, TAIL, LR = 25, (25, 29, 33), 10, 0.05
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "main": {
@@ -138,11 +138,12 @@ def main() -> None:
     parser.add_argument("--model", default="mlp")
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--arms", default="main", choices=ARMS)
     parser.add_argument("--partition", default="iid", choices=("iid", "shards"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         begin = time.perf_counter()
         start = prepared(args.model, seed, {"name": args.partition})
         print(f"seed {seed} started in {time.perf_counter() - begin:.0f} s", flush=True)

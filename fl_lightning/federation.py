@@ -155,8 +155,8 @@ class Federation:
         weights_C = torch.tensor([len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
-            updates_CD, local = self._train(jobs)
-            updates_CD = self._protect(cohort, updates_CD, weights_C, local)
+            local: Metrics = {}
+            updates_CD = self._protect(cohort, self._train(jobs, local), weights_C, local)
         with clock("poison"):
             updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
         metrics |= local
@@ -182,8 +182,8 @@ class Federation:
     def _index(self, client: int) -> Tensor:
         return self.assignment[client].to(self.data.train.y.device)
 
-    def _train(self, jobs: list[Job]) -> tuple[Tensor, Metrics]:
-        """Honest updates `[C, D]`, and what the callbacks report of the fits."""
+    def _train(self, jobs: list[Job], metrics: Metrics | None = None) -> Tensor:
+        """Honest updates `[C, D]`; `metrics` gets what the callbacks report, averaged over the fits."""
         experiment = self.experiment
         built: list[tuple[str, Callback]] = []
 
@@ -199,7 +199,9 @@ class Federation:
         for label, callback in built:
             for name, value in getattr(callback, "metrics", {}).items():
                 told.setdefault(f"client/{label}/{name}", []).append(value)
-        return updates_CD, {name: sum(values) / len(values) for name, values in told.items()}
+        if metrics is not None:
+            metrics |= {name: sum(values) / len(values) for name, values in told.items()}
+        return updates_CD
 
     def _protect(self, cohort: Cohort, updates_CD: Tensor, weights_C: Tensor, metrics: Metrics) -> Tensor:
         """What clients do to their own updates before anybody sees them, such as local differential privacy."""

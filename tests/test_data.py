@@ -947,5 +947,6 @@ def test_package_managers_deliver(source):
 
 
 def test_loading_the_package_does_not_load_its_heavy_readers():
-    code = "import sys, fl_lightning.data; print([name for name in ('pandas', 'sklearn', 'pooch', 'h5py') if name in sys.modules])"
+    heavy = ("pandas", "sklearn", "pooch", "h5py")
+    code = f"import sys, fl_lightning.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

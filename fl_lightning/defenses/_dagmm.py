@@ -57,7 +57,8 @@ def energy(z_NZ: Tensor, m: Mixture) -> Tensor:
     halves_K = choleskys_KZZ.diagonal(dim1=1, dim2=2).log().sum(1)
     constant = z_NZ.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi)).to(z_NZ)
     logs_KN = m.shares_K.clamp(min=1e-30).log()[:, None] - distances_KN / 2 - halves_K[:, None] - constant
-    return -logs_KN.logsumexp(0)
+    energy_N: Tensor = -logs_KN.logsumexp(0)
+    return energy_N
 
 
 class Compression(nn.Module):

@@ -76,6 +76,11 @@ class FLWBC(Callback):
         """Share of the entries that were perturbed."""
         return float(self._passed) / self._entries if self._entries else float("nan")
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a fit reports: the density, if there was a second local step."""
+        return {"density": self.density} if self._entries else {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A round starts: its first step has no gradient to compare with."""
         self._forget()

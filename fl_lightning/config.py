@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
-from fl_lightning.client import Client
+from fl_lightning.client import Client, Sgd
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
 from fl_lightning.engines import Engine, TrainerSettings, Vectorized
@@ -56,10 +56,13 @@ class Evaluation:
     Attributes:
         every: rounds between evaluations; the last round is always evaluated.
         twin: run the same experiment without the attack in step and report the paired difference.
+        effect: beside the twin's exact difference of parameters report its first-order prediction, and how flat the loss is
+            along it; costs a Hessian-vector product for every local step.
     """
 
     every: int = Field(default=1, ge=1)
     twin: bool = False
+    effect: bool = False
 
 
 @component
@@ -200,9 +203,21 @@ class Experiment(BaseModel):
         for label, defense in self.defenses.items():
             with _at(f"defenses.{label}"):
                 defense.check(self.aggregator, validation=self.data.validation > 0)
+        if self.evaluation.effect:
+            self._check_effect()
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
         return self
+
+    def _check_effect(self) -> None:
+        if not self.evaluation.twin:
+            raise ConfigError("needs the attack-free twin: set evaluation.twin to true", "evaluation.effect")
+        optimizer = self.client.optimizer
+        if not isinstance(optimizer, Sgd) or optimizer.momentum or optimizer.weight_decay:
+            settings = ", ".join(f"{key}={value}" for key, value in optimizer.to_dict().items())
+            raise ConfigError(
+                f"the prediction is that of sgd without momentum and weight decay, got {settings}", "evaluation.effect"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain values; `load` makes the same experiment from it."""

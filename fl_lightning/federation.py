@@ -14,12 +14,21 @@ from torch import Tensor
 from fl_lightning.aggregators import finite_rows
 from fl_lightning.attacks import Goal, Untargeted, View
 from fl_lightning.config import Experiment
-from fl_lightning.data import Dataset
+from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import ServerContext, State
 from fl_lightning.engines import Bench, Job, SharedTrainer
 from fl_lightning.flat import FlatNetwork
 from fl_lightning.losses import loss_for
-from fl_lightning.metrics import accuracy_gap, detection, evaluate, persistence, stealth
+from fl_lightning.metrics import (
+    accuracy_gap,
+    carried_through,
+    detection,
+    evaluate,
+    null_space,
+    persistence,
+    predicted_effect,
+    stealth,
+)
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
 from fl_lightning.registry import ConfigError
@@ -63,6 +72,7 @@ class FederationState:
         previous_D: `[D]` the global model of the round before.
         attack: the attack's memory.
         defenses: each defense's memory.
+        effect: the predicted effect of the attack on the parameters, once there was one.
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
         stopped: why the run ended early, or None.
@@ -73,6 +83,7 @@ class FederationState:
     previous_D: Tensor
     attack: State
     defenses: dict[str, State]
+    effect: dict[str, Tensor] = field(default_factory=dict)
     history: list[Metrics] = field(default_factory=list)
     strongest: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
@@ -154,9 +165,11 @@ class Federation:
         weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
         weights_C = weights_C.to(state.global_D)
         with clock("train"):
-            updates_CD = self._protect(cohort, self._train(jobs), weights_C)
+            local: Metrics = {}
+            updates_CD = self._protect(cohort, self._train(jobs, local), weights_C, local)
         with clock("poison"):
             updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
+        metrics |= local
         with clock("defend"):
             kept_CD, kept_weights_C, keep_C = self._defend(updates_CD, weights_C, poisoned_C, metrics)
         before_D = state.global_D
@@ -171,6 +184,9 @@ class Federation:
         if self.paired:
             with clock("twin"):
                 metrics |= self._impact(metrics, self.paired.round().metrics)
+            if self.experiment.evaluation.effect:
+                with clock("effect"):
+                    metrics |= self._effect(jobs, weights_C, poisoned_C)
         return self._report(cohort, metrics | clock.metrics(), bool(poisoned_C.any()))
 
     # The steps of a round
@@ -178,18 +194,28 @@ class Federation:
     def _index(self, client: int) -> Tensor:
         return self.assignment[client].to(self.data.train.y.device)
 
-    def _train(self, jobs: list[Job]) -> Tensor:
+    def _train(self, jobs: list[Job], metrics: Metrics | None = None) -> Tensor:
+        """Honest updates `[C, D]`; `metrics` gets what the callbacks report, averaged over the fits."""
         experiment = self.experiment
-        callbacks = experiment.client.callbacks
+        built: list[tuple[str, Callback]] = []
 
         def build() -> list[Callback]:
-            return [config.build() for config in callbacks.values()]
+            fresh = [(label, config.build()) for label, config in experiment.client.callbacks.items()]
+            built.extend(fresh)
+            return [callback for _, callback in fresh]
 
-        return experiment.engine.train(
+        updates_CD = experiment.engine.train(
             self.bench, self.state.global_D, jobs, experiment.client, self.state.round, build
         )
+        told: dict[str, list[float]] = {}
+        for label, callback in built:
+            for name, value in getattr(callback, "metrics", {}).items():
+                told.setdefault(f"client/{label}/{name}", []).append(value)
+        if metrics is not None:
+            metrics |= {name: sum(values) / len(values) for name, values in told.items()}
+        return updates_CD
 
-    def _protect(self, cohort: Cohort, updates_CD: Tensor, weights_C: Tensor) -> Tensor:
+    def _protect(self, cohort: Cohort, updates_CD: Tensor, weights_C: Tensor, metrics: Metrics) -> Tensor:
         """What clients do to their own updates before anybody sees them, such as local differential privacy."""
         for label, defense in self.experiment.defenses.items():
             if not defense.at_clients:
@@ -201,6 +227,7 @@ class Federation:
             updates_CD = updates_CD.clone()
             updates_CD[acting_C] = verdict.updates_CD
             self.state.defenses[label] = dict(verdict.state)
+            metrics |= {f"defense/{label}/{name}": value for name, value in verdict.metrics.items()}
         return updates_CD
 
     def _poison(
@@ -277,7 +304,9 @@ class Federation:
             validation=self.data.validation,
             predict=self.bench.flat.scores,
             losses=self.bench.flat.losses,
+            gradient=self.bench.flat.gradient,
             generator=lambda purpose: generator(seed, f"defense {purpose}", round),
+            sample_rate=self.experiment.participation.per_round(len(self.assignment)) / len(self.assignment),
         )
 
     def _server_step(
@@ -312,11 +341,55 @@ class Federation:
 
     def _impact(self, attacked: Metrics, honest: Metrics) -> Metrics:
         """Paired differences to the attack-free twin, and the attack effect on parameters ||W - W~||."""
-        twin = self.paired.state.global_D if self.paired else self.state.global_D
-        figures = {"impact/aep": float((self.state.global_D - twin).norm())}
+        figures = {"impact/aep": float(self._deviation().norm())}
         for name, figure in (("global/accuracy", "impact/accuracy_drop"), ("global/loss", "impact/loss_drop")):
             if name in attacked and name in honest:
                 figures[figure] = honest[name] - attacked[name]
+        return figures
+
+    def _deviation(self) -> Tensor:
+        """`[D]` the attack effect on parameters, W - W~ (FL-WBC, eq. 6)."""
+        twin = self.paired.state.global_D if self.paired else self.state.global_D
+        return self.state.global_D - twin
+
+    def _effect(self, jobs: list[Job], weights_C: Tensor, poisoned_C: Tensor) -> Metrics:
+        """The predicted effect of past attacks on the parameters, and the curvature along the exact one.
+
+        The prediction starts from the exact effect after an adversarial round and lives on by itself until the next.
+        """
+        state, experiment, flat = self.state, self.experiment, self.bench.flat
+        exact_D = self._deviation()
+        if not bool(exact_D.any()):
+            return {}
+        figures: Metrics = {}
+        plans = [self.bench.plan(job, experiment.client, state.round) for job in jobs]
+        before_D = state.effect.get("predicted")
+        if bool(poisoned_C.any()) or before_D is None:
+            state.effect = {"predicted": exact_D}
+        else:
+            carried_CD = torch.stack(
+                [
+                    carried_through(
+                        flat,
+                        state.previous_D,
+                        before_D,
+                        [job.samples[step] for step in plan],
+                        experiment.client.optimizer.lr,
+                    )
+                    for job, plan in zip(jobs, plans, strict=True)
+                ]
+            )
+            predicted_D = predicted_effect(before_D, carried_CD, weights_C, experiment.server.lr)
+            state.effect = {"predicted": predicted_D}
+            figures["impact/aep_predicted"] = float(predicted_D.norm())
+            figures["impact/aep_cosine"] = float(torch.cosine_similarity(predicted_D, exact_D, dim=0))
+        first = [
+            job.samples[plan[0]] for job, plan, bad in zip(jobs, plans, poisoned_C.tolist(), strict=True) if not bad
+        ]
+        if first:
+            random = generator(self.bench.seed, "random direction", state.round)
+            along, beside = null_space(flat, state.global_D, exact_D, Samples.cat(first), random)
+            figures |= {"impact/null_space": along, "impact/null_space_random": beside}
         return figures
 
     def _report(self, cohort: Cohort, metrics: Metrics, attacked: bool) -> RoundReport:

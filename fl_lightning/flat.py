@@ -94,6 +94,15 @@ class FlatNetwork:
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D
 
+    def hessian_product(self, theta_D: Tensor, samples: Samples, vector_D: Tensor) -> tuple[Tensor, Tensor]:
+        """`[D]` gradient and `[D]` Hessian times a vector of the mean loss, in eval mode; without the Hessian itself."""
+        theta_D = theta_D.detach().requires_grad_()
+        with self.eval_mode(), torch.enable_grad():
+            loss = self._loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
+            (gradient_D,) = torch.autograd.grad(loss, theta_D, create_graph=True)
+            (product_D,) = torch.autograd.grad(gradient_D @ vector_D, theta_D)
+        return gradient_D.detach(), product_D
+
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
         """The network in eval mode, for the length of a with block."""

@@ -34,6 +34,7 @@ from fl_lightning.data import (
     Dataset,
     Digits,
     FashionMnist,
+    Femnist,
     HousePrices,
     Mnist,
     MnistParity,
@@ -54,7 +55,7 @@ from fl_lightning.data._sources import Mirror, OpenMl, UnavailableError
 from fl_lightning.data._split import split
 from fl_lightning.registry import ConfigError, named_config, registry
 
-CLASSES = [Cifar10, Digits, FashionMnist, HousePrices, Mnist, MnistParity]
+CLASSES = [Cifar10, Digits, FashionMnist, Femnist, HousePrices, Mnist, MnistParity]
 BUILT_IN = [cls.name for cls in CLASSES]
 
 
@@ -946,7 +947,6 @@ def test_package_managers_deliver(source):
 
 
 def test_loading_the_package_does_not_load_its_heavy_readers():
-    code = (
-        "import sys, fl_lightning.data; print([name for name in ('pandas', 'sklearn', 'pooch') if name in sys.modules])"
-    )
+    heavy = ("pandas", "sklearn", "pooch", "h5py")
+    code = f"import sys, fl_lightning.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

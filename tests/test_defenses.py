@@ -10,6 +10,7 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import (
     AccuracyCheck,
     Cdp,
+    Dagmm,
     Defense,
     Err,
     ErrLfr,
@@ -17,12 +18,19 @@ from fl_lightning.defenses import (
     Lfr,
     NormBound,
     Pdrr,
+    Pyod,
     StatisticalCheck,
+    Vae,
     clip,
+    dagmm_scores,
     epsilon,
+    epsilon_rdp,
+    vae_scores,
 )
+from fl_lightning.defenses._dagmm import Mixture, energy
 from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._rejection import largest
+from fl_lightning.metrics import detection
 from fl_lightning.paths import CONFIGS
 from fl_lightning.randomness import generator
 from fl_lightning.registry import ConfigError, component, registry
@@ -31,13 +39,20 @@ from fl_lightning.testing.defenses import DEFENSE_CHECKS, check_defense, honest,
 SETTINGS: dict[str, list[Defense]] = {
     "accuracy_check": [AccuracyCheck(gamma=0.05), AccuracyCheck(gamma=0)],
     "cdp": [Cdp(std=0.1), Cdp(std=0.0), Cdp(distribution="gaussian")],
+    "dagmm": [Dagmm(n_byzantine=3, epochs=5, references=5, steps=2)],
     "err": [Err(n_byzantine=3), Err(n_byzantine=0), Err(n_byzantine=99)],
     "err_lfr": [ErrLfr(n_byzantine=3)],
     "ldp": [Ldp(std=0.1), Ldp(distribution="gaussian", rate=0.05)],
     "lfr": [Lfr(n_byzantine=3)],
     "norm_bound": [NormBound(max_norm=1.0), NormBound(noise_std=0.01)],
     "pdrr": [Pdrr(), Pdrr(faithful=True), Pdrr(q=0.1, faithful=True)],
+    "pyod": [
+        Pyod(n_byzantine=3),
+        Pyod(n_byzantine=3, detector="iforest", options={"n_estimators": 5}),
+        Pyod(n_byzantine=0, detector="pca"),
+    ],
     "statistical_check": [StatisticalCheck(), StatisticalCheck(max_distance=1e-3, min_cosine=None)],
+    "vae": [Vae(n_byzantine=3, epochs=5, references=5, steps=2, hidden=16, latent=4)],
 }
 CASES = [defense for several in SETTINGS.values() for defense in several]
 
@@ -86,7 +101,18 @@ def poisoned():
 
 
 @pytest.mark.parametrize(
-    "defense", [Err(n_byzantine=3), Lfr(n_byzantine=3), AccuracyCheck(gamma=0.2), StatisticalCheck()]
+    "defense",
+    [
+        Err(n_byzantine=3),
+        Lfr(n_byzantine=3),
+        AccuracyCheck(gamma=0.2),
+        StatisticalCheck(),
+        Vae(n_byzantine=3),
+        Dagmm(n_byzantine=3),
+        Pyod(n_byzantine=3),
+        Pyod(n_byzantine=3, detector="knn"),
+    ],
+    ids=str,
 )
 def test_detectors_find_rows_that_harm(defense):
     rows, context = poisoned()
@@ -171,6 +197,73 @@ def test_epsilon():
 def test_epsilon_is_reported_for_the_mean_only():
     assert Cdp().apply(honest(), server(Mean()), {}).metrics["epsilon"] > 0
     assert not Cdp().apply(honest(), server(Median()), {}).metrics
+
+
+def test_rdp_accountant():
+    pytest.importorskip("opacus")
+    exact = epsilon(1, 2, 10, 1, "gaussian", 1e-5)
+    bound = epsilon_rdp(1, 2, 10, 1e-5)
+    assert exact < bound < 1.2 * exact
+    assert epsilon_rdp(1, 2, 10, 1e-5, sample_rate=0.1) < bound / 3
+    assert epsilon_rdp(1, 0, 1, 1e-5) == inf
+    context = replace(server(Mean()), sample_rate=0.1)
+    private = {r: Cdp(std=0.5, distribution="gaussian", accountant=r) for r in ("exact", "rdp")}
+    spent = {r: defense.apply(honest(), context, {}).metrics["epsilon"] for r, defense in private.items()}
+    assert 0 < spent["rdp"] < spent["exact"]
+    # the same neighbours and everybody in every round: the closed form is a lower bound
+    whole = private["rdp"].apply(honest(), server(Mean()), {}).metrics["epsilon"]
+    assert epsilon(5.0 / 11, 0.5, 1, 1, "gaussian", 1e-5) < whole
+    with pytest.raises(ConfigError, match="needs distribution gaussian, got 'laplace'"):
+        Cdp(accountant="rdp").check(Mean(), validation=False)
+
+
+def test_missing_extras_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install fl-lightning\[pyod\]"):
+        Pyod(n_byzantine=1).check(Mean(), validation=False)
+    with pytest.raises(ConfigError, match=r"pip install fl-lightning\[privacy\]"):
+        Cdp(accountant="rdp", distribution="gaussian").check(Mean(), validation=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"detector": "iforrest"}, "did you mean 'iforest'"),
+        ({"detector": "lof", "options": {"neighbors": 3}}, "did you mean 'n_neighbors'"),
+        ({"detector": "base"}, "PyOD has no detector 'base'"),
+    ],
+)
+def test_a_wrong_pyod_detector_is_taught(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Pyod(n_byzantine=1, **settings).check(Mean(), validation=False)
+
+
+def test_vae_and_dagmm_know_strange_rows():
+    random = generator(3, "rows")
+    loadings = torch.randn(2, 30, generator=random)
+
+    def rows(n):
+        return torch.randn(n, 2, generator=random) @ loadings + 0.1 * torch.randn(n, 30, generator=random)
+
+    known, fresh = rows(60), rows(20)
+    strange = 2 * torch.randn(10, 30, generator=random)
+    judged = torch.cat([strange, fresh])
+    malicious = torch.arange(30) < 10
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # DAGMM's energy sees two dimensions of code and two of error: it ranks strange rows less surely
+        for scores, least in ((vae_scores(known, judged), 0.99), (dagmm_scores(known, judged), 0.7)):
+            assert detection(~malicious, malicious, scores, "x")["x/roc_auc"] > least
+
+
+def test_energy_of_a_mixture_against_torch():
+    shares, means = torch.tensor([0.3, 0.7]), torch.tensor([[0.0, 1.0], [2.0, -1.0]])
+    spread = torch.tensor([[[1.0, 0.3], [0.3, 0.5]], [[0.2, 0.0], [0.0, 2.0]]])
+    points = torch.randn(7, 2, generator=generator(0, "points"))
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(shares), torch.distributions.MultivariateNormal(means, spread)
+    )
+    torch.testing.assert_close(energy(points, Mixture(shares, means, spread)), -mixture.log_prob(points))
 
 
 def test_missing_validation_is_taught():

@@ -161,3 +161,15 @@ def test_stacked_clients_get_the_same_numbers(optimizer):
         federation.run()
         vectors.append(federation.state.global_D)
     torch.testing.assert_close(vectors[0], vectors[1], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_density_is_a_metric_of_the_round(engine, tiny):
+    def run(**options):
+        callbacks = {"wbc": {"name": "fl_wbc", **options}}
+        client = {"batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.2}, "callbacks": callbacks}
+        return Federation(tiny(client=client, engine=engine)).round().metrics["client/wbc/density"]
+
+    few, most, every = run(std=0.01), run(std=1.0), run(std=1.0, mask=False)
+    assert 0 < few < 0.9 * most
+    assert most < every == 1

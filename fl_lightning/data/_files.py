@@ -125,6 +125,38 @@ class Folder:
         return path
 
 
+@dataclass(frozen=True)
+class OwnFiles:
+    """Files that the user made or fetched himself, each pattern matched by at least one; no checksum is published for them.
+
+    Attributes:
+        name: name of the data set.
+        patterns: globs in the data folder.
+        hint: what to put where.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    hint: str
+
+    def locate(self) -> list[Path]:
+        """All matching files, sorted; empty when a pattern matches none."""
+        found = [sorted(path for path in data_folder().glob(pattern) if path.is_file()) for pattern in self.patterns]
+        return [path for paths in found for path in paths] if all(found) else []
+
+    def read(self, say: Say = log) -> list[Path]:
+        """The files.
+
+        Raises:
+            DataError: they are not there.
+        """
+        paths = self.locate()
+        if not paths:
+            raise DataError(f"not in the data folder {data_folder()}; {self.hint}", self.name)
+        say(f"{self.name}: found {len(paths)} files in {paths[0].parent.parent}; they have no published checksum")
+        return paths
+
+
 def first_existing(paths: list[Path]) -> Path | None:
     """The first path that exists, as it is or with `.gz` behind it."""
     candidates = [candidate for path in paths for candidate in (path, path.with_name(path.name + ".gz"))]

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.data._dataset import Data, Dataset, Task
-from fl_lightning.data._files import DataError, Files, Folder
+from fl_lightning.data._files import DataError, Files, Folder, OwnFiles
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
@@ -29,7 +29,7 @@ class SplitData(Data):
     train_samples: int | None = Field(default=None, ge=1)
     test_samples: int | None = Field(default=None, ge=1)
 
-    places: ClassVar[tuple[Files | Folder, ...]] = ()
+    places: ClassVar[tuple[Files | Folder | OwnFiles, ...]] = ()
     """Where the files may be: any one will do, the first can be fetched. Empty: the data comes with a package."""
     sizes: ClassVar[tuple[int, int]]
     """Number of training and test samples."""

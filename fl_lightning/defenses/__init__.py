@@ -2,21 +2,28 @@
 
 from fl_lightning.defenses._accuracy_check import AccuracyCheck
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
-from fl_lightning.defenses._noise import clip, epsilon
+from fl_lightning.defenses._dagmm import Dagmm, dagmm_scores
+from fl_lightning.defenses._noise import clip, epsilon, epsilon_rdp
 from fl_lightning.defenses._norm_bound import NormBound
 from fl_lightning.defenses._pdrr import Pdrr, bloc, pdrr_krum, pdrr_survival
 from fl_lightning.defenses._privacy import Cdp, Ldp
+from fl_lightning.defenses._pyod import Pyod
 from fl_lightning.defenses._rejection import Err, ErrLfr, Lfr, impacts
 from fl_lightning.defenses._statistical_check import StatisticalCheck
+from fl_lightning.defenses._vae import Vae, vae_scores
 from fl_lightning.registry import Registry
 
 REGISTRIES = {
-    "defense": Registry("defense", [AccuracyCheck, Cdp, Err, ErrLfr, Ldp, Lfr, NormBound, Pdrr, StatisticalCheck])
+    "defense": Registry(
+        "defense",
+        [AccuracyCheck, Cdp, Dagmm, Err, ErrLfr, Ldp, Lfr, NormBound, Pdrr, Pyod, StatisticalCheck, Vae],
+    )
 }
 
 __all__ = [
     "AccuracyCheck",
     "Cdp",
+    "Dagmm",
     "Defense",
     "Err",
     "ErrLfr",
@@ -24,15 +31,20 @@ __all__ = [
     "Lfr",
     "NormBound",
     "Pdrr",
+    "Pyod",
     "ServerContext",
     "State",
     "StatisticalCheck",
+    "Vae",
     "Verdict",
     "bloc",
     "clip",
+    "dagmm_scores",
     "detected",
     "epsilon",
+    "epsilon_rdp",
     "impacts",
     "pdrr_krum",
     "pdrr_survival",
+    "vae_scores",
 ]

@@ -30,7 +30,9 @@ class ServerContext:
         validation: the server's own samples, or None.
         predict: scores `[n, K]` of a model `[D]` on inputs `[n, ...]`.
         losses: losses `[n]` of a model `[D]` on samples.
+        gradient: gradient `[D]` of the mean loss of a model `[D]` on samples.
         generator: fresh random numbers for a purpose, keyed by seed and round.
+        sample_rate: share of the population that takes part in a round.
     """
 
     round: int
@@ -41,7 +43,9 @@ class ServerContext:
     validation: Samples | None
     predict: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Samples], Tensor]
+    gradient: Callable[[Tensor, Samples], Tensor]
     generator: Callable[[str], torch.Generator]
+    sample_rate: float = 1.0
 
 
 class Verdict(NamedTuple):

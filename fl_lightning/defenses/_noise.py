@@ -4,13 +4,18 @@ References:
     Dwork, Roth, "The Algorithmic Foundations of Differential Privacy", 2014, section 3.3 (Laplace mechanism).
     Balle, Wang, "Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration and Optimal Denoising",
     ICML 2018, theorem 8 (Gaussian mechanism, exact).
+    Mironov, Talwar, Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism", 2019.
 """
 
+import importlib.util
+import warnings
 from math import erfc, exp, inf, sqrt
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from fl_lightning.registry import ConfigError
 
 Distribution = Literal["laplace", "gaussian"]
 
@@ -78,6 +83,40 @@ def epsilon(
         middle = (low + high) / 2
         low, high = (middle, high) if spent(middle) > delta else (low, middle)
     return high
+
+
+def epsilon_rdp(
+    sensitivity: float, std: float, releases: int, delta: float, sample_rate: float = 1.0, orders: int = 256
+) -> float:
+    """Differential privacy of Gaussian releases to which each client contributes only with some probability.
+
+    Rényi accounting of the Poisson-sampled Gaussian mechanism by Opacus, whose neighbours differ by adding or removing a client.
+
+    Args:
+        sensitivity: largest Euclidean change of the released vector when one client is added or removed.
+        std: standard deviation of the noise.
+        releases: number of rounds so far, at least 1.
+        delta: in (0, 1).
+        sample_rate: probability of taking part in a round, in (0, 1].
+        orders: the largest Rényi order that is tried.
+
+    Returns:
+        epsilon, infinite without noise; an upper bound of the exact value.
+
+    Raises:
+        ConfigError: Opacus is not installed.
+    """
+    if importlib.util.find_spec("opacus") is None:
+        raise ConfigError("this accountant comes with Opacus: pip install fl-lightning[privacy]", "accountant")
+    if std == 0:
+        return inf
+    from opacus.accountants.analysis import rdp
+
+    tried = [1 + step / 10 for step in range(1, 100)] + [float(order) for order in range(11, orders)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns when the best order is the first or last tried: still a valid bound
+        spent = rdp.compute_rdp(q=sample_rate, noise_multiplier=std / sensitivity, steps=releases, orders=tried)
+        return float(rdp.get_privacy_spent(orders=tried, rdp=spent, delta=delta)[0])
 
 
 def _normal(x: float) -> float:

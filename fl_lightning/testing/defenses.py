@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from fl_lightning.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from fl_lightning.data import Samples
@@ -63,6 +64,9 @@ def server(aggregator: Aggregator, n_clients: int = CLIENTS) -> ServerContext:
     def predict(theta_D: Tensor, x: Tensor) -> Tensor:
         return x @ theta_D.view(INPUTS, CLASSES)
 
+    def losses(theta_D: Tensor, samples: Samples) -> Tensor:
+        return cross_entropy(predict(theta_D, samples.x), samples.y)
+
     return ServerContext(
         round=0,
         global_D=0.1 * torch.randn(DIMENSION, generator=random),
@@ -71,7 +75,8 @@ def server(aggregator: Aggregator, n_clients: int = CLIENTS) -> ServerContext:
         weights_C=torch.full((n_clients,), 600.0),
         validation=samples,
         predict=predict,
-        losses=lambda theta_D, samples: cross_entropy(predict(theta_D, samples.x), samples.y),
+        losses=losses,
+        gradient=lambda theta_D, samples: grad(lambda theta_D: losses(theta_D, samples).mean())(theta_D),
         generator=lambda purpose: generator(0, purpose),
     )
 

@@ -1,0 +1,151 @@
+"""Spectral detectors: rows that do not look like what training from the same model on the server's own samples gives.
+
+References:
+    Li, Cheng, Wang, Liu, Chen, "Learning to Detect Malicious Clients for Robust Federated Learning", 2020: low-dimensional
+    surrogates of model updates, a model of normal ones trained at the server.
+    Lu, Li, Chen, Ma, "Defense against local model poisoning attacks to Byzantine-robust federated learning", Frontiers of
+    Computer Science 2022, section 5.1: VAE and DAGMM on an auxiliary data set, the c most anomalous models are removed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fl_lightning.aggregators import Aggregator
+from fl_lightning.data import Samples
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._rejection import largest, need_validation
+from fl_lightning.registry import component
+
+LIMIT = 1e6  # a feature this many times the usual size is as strange as any larger one; its square stays finite
+
+
+def reference_updates(
+    context: ServerContext, samples: Samples, columns_F: Tensor, *, count: int, steps: int, batch_size: int, lr: float
+) -> Tensor:
+    """What honest clients would send, as far as the server can tell: short SGD runs on random batches of its own samples.
+
+    Args:
+        context: gradients, the broadcast model, random numbers.
+        samples: the server's own.
+        columns_F: `[F]` the coordinates that are wanted.
+        count: number of runs R.
+        steps: local steps of each.
+        batch_size: samples a step.
+        lr: learning rate.
+
+    Returns:
+        `[R, F]` updates in the wanted coordinates.
+    """
+    random = context.generator("reference")
+    rows = []
+    for _ in range(count):
+        theta_D = context.global_D
+        for _ in range(steps):
+            batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
+            theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
+        rows.append((theta_D - context.global_D)[columns_F])
+    return torch.stack(rows)
+
+
+def features(reference_RF: Tensor, received_CF: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets on the scale that a network likes, as float32.
+
+    The reference rows are first brought to the received rows' median norm: the server's samples are more or fewer than a
+    client's. Then x' = (x - mean_R) / s with one s for all coordinates, the root mean square deviation of the received rows, so
+    that coordinates which nobody moves stay 0.
+
+    Args:
+        reference_RF: `[R, F]` finite.
+        received_CF: `[C, F]` finite.
+
+    Returns:
+        `[R, F]` and `[C, F]`, finite whatever was received.
+    """
+    reference_RF, received_CF = reference_RF.double(), received_CF.double()
+    usual = received_CF.norm(dim=1).median() / reference_RF.norm(dim=1).median().clamp(min=1e-30)
+    reference_RF = reference_RF * usual
+    mean_F = reference_RF.mean(0)
+    spread = (received_CF - mean_F).square().mean(1).median().sqrt().clamp(min=1e-30)
+    scaled = [((rows - mean_F) / spread).clamp(-LIMIT, LIMIT).float() for rows in (reference_RF, received_CF)]
+    return scaled[0], scaled[1]
+
+
+def train(network: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float) -> None:
+    """Full-batch Adam on a loss, in place."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """The global random numbers follow from the generator inside, and are as before outside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield
+
+
+@component
+class Spectral(Defense, ABC):
+    """Removes the `n_byzantine` rows that a model of honest updates finds strangest; ties are broken at random.
+
+    The printed scheme fits that model once, before the first round. Updates shrink and turn while a federation converges, so
+    here it is fitted afresh in every round, to updates that the server makes from the current global model.
+
+    Attributes:
+        n_byzantine: number of rows removed.
+        coordinates: how many coordinates, drawn afresh each round, stand for an update.
+        references: number of updates that the server makes to learn from.
+        steps: local steps behind each of them.
+        batch_size: samples a local step.
+        lr: their learning rate; only directions matter, as norms are matched to those received.
+    """
+
+    n_byzantine: int = Field(ge=0)
+    coordinates: int = Field(default=1000, ge=2)
+    references: int = Field(default=40, ge=2)
+    steps: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=0.05, gt=0)
+
+    def check(self, aggregator: Aggregator, validation: bool) -> None:
+        """The server has validation samples."""
+        need_validation(self.name, validation or None)
+
+    @abstractmethod
+    def anomaly(self, reference_RF: Tensor, received_CF: Tensor, generator: torch.Generator) -> Tensor:
+        """`[C]` how strange the received rows are; larger = stranger.
+
+        Args:
+            reference_RF: `[R, F]` features of honest updates.
+            received_CF: `[C, F]` features of the updates of the round.
+            generator: keyed by seed and round.
+        """
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """The strangest rows go."""
+        samples = need_validation(self.name, context.validation)
+        random = context.generator("coordinates")
+        columns_F = torch.randperm(updates_CD.shape[1], generator=random)[: self.coordinates].to(updates_CD.device)
+        reference_RF = reference_updates(
+            context,
+            samples,
+            columns_F,
+            count=self.references,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+        )
+        scaled = features(reference_RF, updates_CD[:, columns_F])
+        generator = context.generator(self.name)
+        with seeded(generator):
+            scores_C = self.anomaly(*scaled, generator).double().nan_to_num(nan=1e300, posinf=1e300)
+        return detected(updates_CD, context, largest(scores_C, self.n_byzantine, context.generator("ties")), scores_C)

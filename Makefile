@@ -1,6 +1,10 @@
 # Everything starts here: `make` shows what there is.
 PYTHON ?= python3
-EXPERIMENT ?= mnist_backdoor
+ATTACK ?=
+AGGREGATOR ?=
+DEFENSE ?=
+SWEEP ?=
+EXPERIMENT ?= $(if $(ATTACK)$(AGGREGATOR)$(DEFENSE),mnist,mnist_backdoor)
 TRIALS ?=
 JOBS ?=
 SEED ?=
@@ -11,7 +15,9 @@ PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-OVERRIDES = $(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOBS)) $(if $(SEED),seed=$(SEED)) $(SET)
+OVERRIDES = $(if $(filter command,$(firstword $(origin DATA))),data=$(DATA)) $(if $(ATTACK),attack=$(ATTACK)) \
+	$(if $(AGGREGATOR),aggregator=$(AGGREGATOR)) $(if $(DEFENSE),'defenses={$(DEFENSE): $(DEFENSE)}') $(if $(SWEEP),sweep=$(SWEEP)) \
+	$(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOBS)) $(if $(SEED),seed=$(SEED)) $(SET)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sweep ui test test-slow lint bench data clean
@@ -19,7 +25,7 @@ OVERRIDES = $(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOB
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 	@echo
-	@echo "variables: EXPERIMENT=$(EXPERIMENT) TRIALS=12 JOBS=2 SEED=0 SET='rounds=5 attack.boost=3' DATA=$(DATA) PORT=$(PORT) PYTHON=$(PYTHON)"
+	@echo "variables: EXPERIMENT=$(EXPERIMENT) ATTACK=cmp AGGREGATOR=krum DEFENSE=pdrr SWEEP=pareto TRIALS=12 JOBS=2 SEED=0 SET='rounds=5 attack.boost=3' DATA=$(DATA) PORT=$(PORT) PYTHON=$(PYTHON)"
 
 setup: $(STAMP)  ## make .venv and install everything in it (a few minutes, once)
 

@@ -54,10 +54,13 @@ def parser() -> argparse.ArgumentParser:
     data = add("data", _data, "get data sets, or list what is there")
     data.add_argument("verb", choices=["get", "list"])
     data.add_argument("names", metavar="NAME", nargs="*", help="data sets to get")
-    models = add("models", _models, "registered poisoned models with their figures")
-    models.add_argument("verb", choices=["list"])
-    models.add_argument("--attack", help="only models of this attack")
-    models.add_argument("--aggregator", help="only models against this aggregator")
+    models = add("models", _models, "registered poisoned models: list, show, compare, export")
+    models.add_argument("verb", choices=["list", "show", "compare", "export"])
+    models.add_argument(
+        "names", metavar="NAME", nargs="*", help="NAME, NAME@ALIAS or NAME/VERSION; for export then a folder"
+    )
+    models.add_argument("--attack", help="list only models of this attack")
+    models.add_argument("--aggregator", help="list only models against this aggregator")
     ui = add("ui", _ui, "open the MLflow UI on the runs")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1")
@@ -198,25 +201,83 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    from fl_lightning.registry import ConfigError
+
+    verbs = {
+        "list": (0, _models_list),
+        "show": (1, _models_show),
+        "compare": (2, _models_compare),
+        "export": (2, _models_export),
+    }
+    count, verb = verbs[options.verb]
+    if len(options.names) != count:
+        usage = {"list": "", "show": " NAME", "compare": " A B", "export": " NAME DIR"}[options.verb]
+        raise ConfigError(f"usage: fl-lightning models {options.verb}{usage}")
+    return verb(options)
+
+
+def _models_list(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from fl_lightning import tracking
+    from fl_lightning.model_registry import registered_models
 
-    versions = tracking.registered_models(options.attack, options.aggregator)
+    versions = registered_models(options.attack, options.aggregator)
     if not versions:
         print("no registered models yet; `fl-lightning sweep mnist_backdoor` makes one")
         return 0
-    table = Table("model", "version", "alias", "attack success", "accuracy", "seed", "run", box=None)
+    table = Table("model", "version", "alias", "attack", "success", "accuracy", "seed", "run", box=None)
     for version in versions:
         tags = version.tags
-        success, accuracy = (tags.get(name, "") for name in ("attack/success", "global/accuracy"))
-        aliases = ", ".join(version.aliases)
-        table.add_row(
-            version.name, str(version.version), aliases, success, accuracy, tags.get("seed", ""), version.run_id
-        )
+        figures = (tags.get(name, "") for name in ("attack", "attack/success", "global/accuracy", "seed"))
+        table.add_row(version.name, str(version.version), ", ".join(version.aliases), *figures, version.run_id)
     Console().print(table)
-    print("\nload one: mlflow.pytorch.load_model('models:/NAME@strongest')")
+    print(
+        "\nload one: mlflow.pytorch.load_model('models:/NAME@strongest'); hand one on: fl-lightning models export NAME DIR"
+    )
+    return 0
+
+
+def _models_show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from fl_lightning.model_registry import card, find
+
+    console = Console()
+    text = card(find(options.names[0]))
+    console.print(Markdown(text) if console.is_terminal else text, markup=False, soft_wrap=not console.is_terminal)
+    return 0
+
+
+def _models_compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning.model_registry import compare, find
+
+    one, other = map(find, options.names)
+    table = Table("", one.title, other.title, "difference", box=None)
+    for name in sorted(set(one.figures) | set(other.figures)):
+        values = [model.figures.get(name) for model in (one, other)]
+        difference = "" if None in values else f"{values[1] - values[0]:+.4g}"  # type: ignore[operator]
+        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values), difference)
+    console = Console()
+    console.print(table)
+    layers = Table("layer", "L2 distance", "relative", "cosine", box=None)
+    for name, distance, relative, cosine in compare(one, other):
+        layers.add_row(name, f"{distance:.4g}", f"{relative:.3f}", f"{cosine:.4f}")
+    console.print(layers)
+    return 0
+
+
+def _models_export(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from fl_lightning.model_registry import export, find
+
+    for path in export(find(options.names[0]), Path(options.names[1])):
+        print(path)
     return 0
 
 

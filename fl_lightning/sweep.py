@@ -389,7 +389,8 @@ def _confirm(
     values: dict[str, list[float]] = {metric: [] for metric in base.sweep.metrics}
     registered = None
     for position, seed in enumerate(base.sweep.confirm_seeds):
-        own = {"seed": seed, "tracking.register": register if position == 0 else "never", "evaluation.twin": False}
+        first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
+        own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
         watcher = _Watcher()
         outcome = runs.run(
             base.override({**drawn, **own}),

@@ -31,7 +31,6 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402, TID251
 from mlflow.entities import Metric, Param, Run  # noqa: E402, TID251
-from mlflow.entities.model_registry import ModelVersion  # noqa: E402, TID251
 from mlflow.exceptions import MlflowException  # noqa: E402, TID251
 from mlflow.models import infer_signature  # noqa: E402, TID251
 from safetensors.torch import save_file  # noqa: E402
@@ -196,6 +195,25 @@ def children(store: MlflowClient, run_id: str) -> dict[int, str]:
     return {int(run.data.tags["fl.seed"]): run.info.run_id for run in found}
 
 
+def named_children(store: MlflowClient, run_id: str) -> dict[tuple[str, int], str]:
+    """Runs under a parent by name of the experiment and seed; the latest where one was started twice."""
+    parent = find_run(store, run_id)
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    found = store.search_runs(
+        [parent.info.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=50000
+    )
+    return {(run.data.tags["fl.experiment"], int(run.data.tags["fl.seed"])): run.info.run_id for run in found}
+
+
+def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
+    """The oldest run of an MLflow experiment that carries a tag, or None."""
+    query = f"tags.`{tag}` = '{value}'"
+    found = store.search_runs(
+        [experiment_id(store, experiment)], query, order_by=["attributes.start_time ASC"], max_results=1
+    )
+    return str(found[0].info.run_id) if found else None
+
+
 def end_children(run_id: str, status: str, reason: str) -> None:
     """End every child run that is still RUNNING."""
     store = client()
@@ -306,12 +324,23 @@ class Tracker:
             self._log_model(federation, best["model"], "most_successful_round", best["round"], best["metrics"])
         registered = None
         if not state.stopped and self.experiment.attack and self.experiment.tracking.register != "never":
-            registered = register(self.store, self.experiment, uri, self.run_id, figures)
+            registered = self._register(federation, uri, figures)
         self.store.set_tag(self.run_id, "fl.model_uri", uri)
         if registered:
             self.store.set_tag(self.run_id, "fl.registered_model", registered)
         end_run(self.store, self.run_id, "FINISHED", state.stopped)
         return uri, registered
+
+    def _register(self, federation: Federation, uri: str, figures: Mapping[str, float]) -> str | None:
+        """Register the poisoned model, and the clean one of its twin."""
+        from fl_lightning.model_registry import register  # builds on this module
+
+        clean_uri, clean_figures = None, None
+        if federation.paired:
+            twin = federation.paired.state
+            clean_figures = {name: value for metrics in twin.history for name, value in metrics.items()}
+            clean_uri = self._log_model(federation, twin.global_D, "clean_twin", twin.round - 1, clean_figures)
+        return register(self.store, self.experiment, self.run_id, uri, figures, clean_uri, clean_figures)
 
     def abandon(self, status: str, reason: str) -> None:
         """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly."""
@@ -346,7 +375,9 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.safetensors"
             weights = {key: part.cpu().contiguous().clone() for key, part in network.state_dict().items()}
-            save_file(weights, path, metadata={"config": dump(self.experiment)})
+            about = {"config": dump(self.experiment), "classes": str(federation.data.classes)}
+            about["shape"] = ",".join(map(str, federation.data.shape))
+            save_file(weights, path, metadata=about)
             self.store.log_artifact(self.run_id, str(path), "weights")
         return str(info.model_uri)
 
@@ -368,55 +399,3 @@ def active_run(run_id: str) -> Iterator[Run]:
     with mlflow.start_run(run_id=run_id) as run:
         yield run
     MlflowClient().update_run(run_id, status="RUNNING")
-
-
-def register(
-    store: MlflowClient, experiment: Experiment, model_uri: str, run_id: str, figures: Mapping[str, float]
-) -> str | None:
-    """Put a poisoned model into the registry and move the alias `strongest` when it is stronger than all before.
-
-    Returns:
-        `name/version`, or None when `register: best` finds a stronger version there already.
-    """
-    name = registered_name(experiment)
-    known = store.search_model_versions(f"run_id='{run_id}'")
-    if known:  # this run was killed after it had registered its model
-        return f"{known[0].name}/{known[0].version}"
-    success = figures.get("attack/success")
-    if success is None:
-        return None
-    try:
-        strongest: ModelVersion | None = store.get_model_version_by_alias(name, "strongest")
-    except MlflowException:
-        strongest = None
-    stronger = strongest is None or success > float(strongest.tags["attack/success"])
-    if not stronger and experiment.tracking.register == "best":
-        return None
-    tags = {
-        "attack": experiment.attack.name if experiment.attack else "none",
-        "aggregator": experiment.aggregator.name,
-        "defenses": ",".join(experiment.defenses) or "none",
-        "data": experiment.data.name,
-        "model": experiment.model.name,
-        "seed": str(experiment.seed),
-        "config": experiment.digest(),
-        "run_id": run_id,
-        **{key: f"{value:.6g}" for key, value in figures.items() if not key.startswith("time/")},
-    }
-    registered = mlflow.register_model(model_uri, name, tags=tags)
-    if stronger:
-        store.set_registered_model_alias(name, "strongest", registered.version)
-    return f"{name}/{registered.version}"
-
-
-def registered_models(attack: str | None = None, aggregator: str | None = None) -> list[ModelVersion]:
-    """All registered versions with their aliases and figures as tags, the most successful first."""
-    store = client()
-    versions = []
-    for model in store.search_registered_models():
-        for found in store.search_model_versions(f"name='{model.name}'"):
-            full = store.get_model_version(found.name, found.version)
-            wanted = {"attack": attack, "aggregator": aggregator}
-            if all(value in (None, full.tags.get(key)) for key, value in wanted.items()):
-                versions.append(full)
-    return sorted(versions, key=lambda version: -float(version.tags.get("attack/success", 0)))

@@ -384,7 +384,7 @@ def test_clients_weigh_by_samples_unless_all_are_to_count_the_same(tiny):
     )
     jobs = [Job(client, equal.data.train, equal._index(client)) for client in range(5)]
     updates_CD = equal._train(jobs)
-    counts_C = torch.tensor([float(len(job.index)) for job in jobs])
+    counts_C = torch.tensor([float(len(job.rows)) for job in jobs])
     assert counts_C.std() > 0
     torch.testing.assert_close(equal.run().global_D, equal.initial_D + updates_CD.mean(0))
     share_C = counts_C / counts_C.sum()

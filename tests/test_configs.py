@@ -10,6 +10,7 @@ from fl_lightning.config import Experiment, dump, experiment_names, load
 from fl_lightning.federation import Federation
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import SLOTS, named_config, registry
+from fl_lightning.space import search_space
 
 COMPONENTS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name in SLOTS)
 BASE = {
@@ -47,6 +48,13 @@ def test_client_yaml_loads(path: Path):
     assert (
         load(BASE | {"client": path.stem}).client == load(BASE | {"client": named_config("client", path.stem)}).client
     )
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=ids)
+def test_sweep_yaml_loads_and_has_a_space(path: Path):
+    experiment = load(BASE | {"attack": "sign_flip", "sweep": path.stem})
+    assert search_space(experiment)
+    assert load(yaml.safe_load(dump(experiment))) == experiment
 
 
 def run_fast(experiment: Experiment) -> None:

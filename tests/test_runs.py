@@ -19,6 +19,7 @@ from fl_lightning import runs, tracking
 from fl_lightning.checkpoint import run_folder
 from fl_lightning.config import Experiment, dump, load
 from fl_lightning.federation import Federation, RoundReport
+from fl_lightning.model_registry import registered_models
 from fl_lightning.registry import ConfigError
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -106,8 +107,8 @@ def test_the_registry_knows_the_strongest(tiny):
     version = tracking.client().get_model_version_by_alias(name, "strongest")
     assert version.version in ("2", 2)
     assert float(version.tags["attack/success"]) == pytest.approx(strong.metrics["attack/success"], abs=1e-5)
-    assert [v.run_id for v in tracking.registered_models()] == [strong.run_id, weak.run_id]
-    assert tracking.registered_models(attack="cmp") == []
+    assert [v.run_id for v in registered_models()] == [strong.run_id, weak.run_id]
+    assert registered_models(attack="cmp") == []
     model = mlflow.pytorch.load_model(f"models:/{name}@strongest")
     again = mlflow.pytorch.load_model(strong.model_uri)
     x = torch.rand(3, 1, 8, 8)

@@ -1,0 +1,220 @@
+"""Attacks x servers x seeds: who breaks what, with intervals, worst cases, and the figures of the attack-free twin beside them."""
+
+import csv
+import html
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fl_lightning import tracking
+from fl_lightning.campaign import Campaign, Cell, run_campaign
+from fl_lightning.config import Experiment, load
+from fl_lightning.metrics import Interval, interval
+from fl_lightning.paths import CONFIGS
+from fl_lightning.registry import ConfigError, explain, suggest
+
+__all__ = ["Matrix", "MatrixOutcome", "load_matrix", "run_matrix"]
+
+NO_ATTACK = "no attack"
+
+
+class Matrix(BaseModel):
+    """What is crossed with what; see `configs/matrix/`.
+
+    Attributes:
+        base: name of an experiment, or its slots inline.
+        attacks: label -> attack (a name or a mapping).
+        servers: label -> changes of the base by slot or dotted path, such as `{aggregator: krum, defenses: {check: pdrr}}`.
+        seeds: every cell runs with each of them, and so does the attack-free column.
+        metric: what the heat map shows.
+        jobs: worker processes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | dict[str, Any]
+    attacks: dict[str, Any] = Field(min_length=1)
+    servers: dict[str, dict[str, Any]] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    metric: str = "attack/success"
+    jobs: int = Field(default=2, ge=1)
+
+    def experiments(self, fast: bool = False) -> dict[str, Experiment]:
+        """Every cell as an experiment named `attack | server`; the attack-free ones are the twins of all others.
+
+        Raises:
+            ConfigError: naming the cell that cannot run.
+        """
+        base = load(self.base)
+        cells = {}
+        for server, changes in self.servers.items():
+            for label, attack in {NO_ATTACK: None, **self.attacks}.items():
+                own = {"attack": attack, "seeds": list(self.seeds), "seed": self.seeds[0], **changes}
+                try:
+                    experiment = base.override(own)
+                except ConfigError as error:
+                    raise error.under(f"{label} | {server}") from None
+                cells[f"{label} | {server}"] = experiment.faster() if fast else experiment
+        return cells
+
+
+@dataclass(frozen=True)
+class MatrixOutcome:
+    """A finished matrix.
+
+    Attributes:
+        matrix: what was asked.
+        campaign: all runs.
+    """
+
+    matrix: Matrix
+    campaign: Campaign
+
+    def cell(self, attack: str, server: str, metric: str | None = None) -> Interval | None:
+        """A metric over the seeds, or None where it was not measured."""
+        values = self.campaign.values(f"{attack} | {server}", metric or self.matrix.metric)
+        return interval(list(values.values())) if values else None
+
+    def drop(self, attack: str, server: str) -> Interval | None:
+        """Accuracy lost to the attack, paired by seed with the attack-free runs of the same server."""
+        honest = self.campaign.values(f"{NO_ATTACK} | {server}", "global/accuracy")
+        attacked = self.campaign.values(f"{attack} | {server}", "global/accuracy")
+        shared = sorted(set(honest) & set(attacked))
+        return interval([honest[seed] - attacked[seed] for seed in shared]) if shared else None
+
+    def worst(self, server: str) -> str | None:
+        """The attack that reaches most against a server."""
+        reached = {attack: found.mean for attack in self.matrix.attacks if (found := self.cell(attack, server))}
+        return max(reached, key=lambda attack: reached[attack]) if reached else None
+
+    def safest(self) -> str | None:
+        """The server whose worst case is best (minimax)."""
+        worst = {server: self._worst_value(server) for server in self.matrix.servers if self.worst(server)}
+        return min(worst, key=lambda server: worst[server]) if worst else None
+
+    def _worst_value(self, server: str) -> float:
+        found = self.cell(str(self.worst(server)), server)
+        return found.mean if found else float("nan")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a cell."""
+        rows = []
+        for server in self.matrix.servers:
+            for attack in self.matrix.attacks:
+                found, drop = self.cell(attack, server), self.drop(attack, server)
+                row = {"server": server, "attack": attack, "seeds": len(self.matrix.seeds)}
+                row |= {self.matrix.metric: found.mean if found else None, "half": found.half if found else None}
+                row |= {"accuracy_drop": drop.mean if drop else None, "worst": attack == self.worst(server)}
+                rows.append(row)
+        return rows
+
+    def csv(self) -> str:
+        """All cells as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows()[0]))
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """The table: servers down, attacks across, the worst case of each server in bold."""
+        attacks = list(self.matrix.attacks)
+        lines = [f"| {self.matrix.metric} | " + " | ".join(attacks) + " | accuracy without attack |"]
+        lines.append("|---" * (len(attacks) + 2) + "|")
+        for server in self.matrix.servers:
+            cells = []
+            for attack in attacks:
+                shown = str(self.cell(attack, server) or "-")
+                cells.append(f"**{shown}**" if attack == self.worst(server) else shown)
+            clean = self.cell(NO_ATTACK, server, "global/accuracy")
+            lines.append(f"| {server} | " + " | ".join(cells) + f" | {clean or '-'} |")
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """The table as one page that needs nothing else."""
+        rows = [
+            [cell.strip() for cell in line.strip("|\n").split("|")]
+            for line in self.markdown().splitlines()
+            if "---" not in line
+        ]
+        cells = "".join("<tr>" + "".join(f"<td>{_bold(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        style = "body{font-family:sans-serif}td{padding:.4em .8em;border-bottom:1px solid #ddd}tr:first-child{font-weight:bold}"
+        return f"<!doctype html><meta charset=utf-8><title>matrix</title><style>{style}</style><table>{cells}</table>"
+
+    def picture(self) -> Figure:
+        """Heat map with mean and half-width in every cell."""
+        attacks, servers = list(self.matrix.attacks), list(self.matrix.servers)
+        found = {(server, attack): self.cell(attack, server) for server in servers for attack in attacks}
+        values = np.array(
+            [[one.mean if (one := found[server, attack]) else np.nan for attack in attacks] for server in servers]
+        )
+        figure, axes = pyplot.subplots(figsize=(2 + 1.3 * len(attacks), 1.5 + 0.6 * len(servers)), layout="constrained")
+        image = axes.imshow(values, cmap="magma_r", aspect="auto", vmin=0, vmax=max(1.0, float(np.nanmax(values))))
+        axes.set_xticks(range(len(attacks)), attacks, rotation=30, ha="right")
+        axes.set_yticks(range(len(servers)), servers)
+        middle = image.norm.vmax / 2 if image.norm.vmax else 0.5
+        for row, server in enumerate(servers):
+            for column, attack in enumerate(attacks):
+                color = "white" if values[row, column] > middle else "black"
+                axes.text(
+                    column, row, str(found[server, attack] or "-"), ha="center", va="center", color=color, fontsize=8
+                )
+        figure.colorbar(image, label=self.matrix.metric)
+        return figure
+
+
+def _bold(cell: str) -> str:
+    plain = html.escape(cell.strip("*"))
+    return f"<b>{plain}</b>" if cell.startswith("**") else plain
+
+
+def load_matrix(source: str) -> Matrix:
+    """A matrix by the name of a file in `configs/matrix/`, or a path.
+
+    Raises:
+        ConfigError: no such file, or something wrong in it.
+    """
+    shipped = CONFIGS / "matrix" / f"{source}.yaml"
+    path = shipped if shipped.is_file() else Path(source)
+    if not path.is_file():
+        names = [one.stem for one in (CONFIGS / "matrix").glob("*.yaml")]
+        raise ConfigError(f"no matrix {source!r}, and no such file; {suggest(source, names)}")
+    try:
+        return Matrix(**yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        explain(error, Matrix.model_fields)
+
+
+def run_matrix(
+    matrix: Matrix,
+    title: str,
+    fast: bool = False,
+    progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
+) -> MatrixOutcome:
+    """Run every cell that is not finished yet, and log table and heat map to the parent run.
+
+    Raises:
+        ConfigError: a cell that cannot run, before any is started.
+    """
+    experiments = matrix.experiments(fast)
+    outcome = MatrixOutcome(matrix, run_campaign(experiments, f"matrix: {title}", matrix.jobs, progress))
+    store, run_id = tracking.client(), outcome.campaign.run_id
+    texts: Mapping[str, str] = {
+        "matrix.md": outcome.markdown(),
+        "matrix.csv": outcome.csv(),
+        "matrix.html": outcome.html(),
+    }
+    for name, text in texts.items():
+        store.log_text(run_id, text, name)
+    tracking.log_picture(store, run_id, outcome.picture(), "matrix.png")
+    return outcome

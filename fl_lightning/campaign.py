@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mlflow import MlflowClient  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.config import Experiment
@@ -101,7 +102,7 @@ def _by_seed(experiment: Experiment) -> dict[int, Experiment]:
     return {seed: runs.one_seed(experiment, seed) for seed in experiment.seeds or (experiment.seed,)}
 
 
-def _parent(store: tracking.MlflowClient, experiment: Experiment, title: str, key: str) -> str:
+def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:
     found = tracking.find_tagged(store, experiment.tracking.experiment, "fl.campaign", key)
     if found:
         store.update_run(found, status="RUNNING")

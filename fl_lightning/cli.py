@@ -47,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     sweep = add("sweep", _sweep, "search the strongest attack with Optuna")
     add_experiment(sweep, optional=False)
     sweep.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    matrix = add("matrix", _matrix, "cross attacks with servers over several seeds")
+    matrix.add_argument("matrix", metavar="MATRIX", help="a name from configs/matrix/, or a YAML file")
+    matrix.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    matrix.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     show = add("show", _show, "print the resolved configuration of an experiment as YAML")
@@ -135,6 +139,36 @@ def _sweep(options: argparse.Namespace) -> int:
 
         print(json.dumps(asdict(outcome)))
     return 0
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fl_lightning.matrix import load_matrix, run_matrix
+    from fl_lightning.progress import CampaignProgress
+
+    matrix = load_matrix(options.matrix)
+    outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
+    console = Console()
+    attacks = list(matrix.attacks)
+    table = Table(matrix.metric, *attacks, "accuracy without attack", box=None)
+    for server in matrix.servers:
+        cells = [str(outcome.cell(attack, server) or "-") for attack in attacks]
+        worst = outcome.worst(server)
+        shown = [
+            f"[bold]{cell}[/bold]" if attack == worst else cell for attack, cell in zip(attacks, cells, strict=True)
+        ]
+        table.add_row(server, *shown, str(outcome.cell("no attack", server, "global/accuracy") or "-"))
+    console.print(table)
+    for failure in outcome.campaign.failures.values():
+        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
+    console.print(f"bold: the strongest attack on each server; the best worst case: {outcome.safest()}")
+    console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.json:
+        rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
+        print(json.dumps(rows))
+    return 1 if outcome.campaign.failures else 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Attacks x servers x seeds: who breaks what, with intervals, worst cases, and the figures of the attack-free twin beside them."""
+"""Attacks x servers x seeds: who breaks what, with intervals, worst cases, and the attack-free runs beside them."""
 
 import csv
 import html
@@ -156,14 +156,14 @@ class MatrixOutcome:
         values = np.array(
             [[one.mean if (one := found[server, attack]) else np.nan for attack in attacks] for server in servers]
         )
+        top = max(1.0, float(np.nanmax(values)))
         figure, axes = pyplot.subplots(figsize=(2 + 1.3 * len(attacks), 1.5 + 0.6 * len(servers)), layout="constrained")
-        image = axes.imshow(values, cmap="magma_r", aspect="auto", vmin=0, vmax=max(1.0, float(np.nanmax(values))))
+        image = axes.imshow(values, cmap="magma_r", aspect="auto", vmin=0, vmax=top)
         axes.set_xticks(range(len(attacks)), attacks, rotation=30, ha="right")
         axes.set_yticks(range(len(servers)), servers)
-        middle = image.norm.vmax / 2 if image.norm.vmax else 0.5
         for row, server in enumerate(servers):
             for column, attack in enumerate(attacks):
-                color = "white" if values[row, column] > middle else "black"
+                color = "white" if values[row, column] > top / 2 else "black"
                 axes.text(
                     column, row, str(found[server, attack] or "-"), ha="center", va="center", color=color, fontsize=8
                 )

@@ -110,3 +110,22 @@ class SearchProgress:
         new = self.done - self.first
         left = f"  {(time.monotonic() - self.begin) / new * (trials - self.done):.0f} s left" if new else ""
         self.console.print(f"search: trial {self.done}/{trials}  {note}{left}", soft_wrap=True)
+
+
+class CampaignProgress:
+    """Shows how many runs of a campaign are done, and the remaining time."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.console = Console(file=sys.stderr)
+        self.begin = time.monotonic()
+        self.last_line = self.begin
+
+    def __call__(self, done: int, total: int, last: Any) -> None:
+        """One line every few seconds; all runs take about as long."""
+        now = time.monotonic()
+        if last is None or (done < total and now - self.last_line < QUIET_SECONDS):
+            return
+        self.last_line = now
+        left = (now - self.begin) / done * (total - done)
+        self.console.print(f"{self.title}: {done}/{total} runs, {last.name}  {left:.0f} s left", soft_wrap=True)

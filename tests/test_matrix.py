@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 
 from fl_lightning import campaign as campaigns
 from fl_lightning import runs, tracking
@@ -11,7 +12,6 @@ from fl_lightning.campaign import Cell, run_campaign
 from fl_lightning.matrix import Matrix, load_matrix, run_matrix
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import ConfigError
-from tests.conftest import TINY
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 SMALL: dict[str, Any] = {

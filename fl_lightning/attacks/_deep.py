@@ -164,6 +164,9 @@ class Deep(Attack):
     exactly model replacement. `printed`: eqs. 2-4 to the letter. They amplify the adversarial displacement and drop the main
     one that compensates it (eta_1 against n / eta), which ruins the model for everything but the target class.
 
+    The paper claims that rho2 > 0 makes a single shot last longer. Expect the opposite: the penalty forbids just the strong
+    changes that outlive the honest clients' training.
+
     h is the attackers' estimate at the global model on clean samples of their own, shared by all of them. One adversarial
     round (`schedule: once`) is the paper's single shot, every round from one on (`from_round`) its multiple shots.
 

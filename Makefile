@@ -49,7 +49,7 @@ ui: setup  ## look at all runs in the browser (PORT)
 	$(BIN)/fl-lightning ui --port $(PORT)
 
 test: setup  ## the tests of every day
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -26,11 +27,20 @@ class Optimizer(Component, ABC):
 
     Attributes:
         elementwise: every parameter moves by its own gradient only, so that one optimizer serves stacked clients.
+        lr: learning rate in round 0.
+        decay: factor on the learning rate after every communication round.
+        max_grad_norm: a client's gradient is scaled down to this L2 norm in every local step; None: never.
     """
 
     elementwise: ClassVar[bool] = True
 
     lr: float = Field(gt=0)
+    decay: float = Field(default=1.0, gt=0, le=1)
+    max_grad_norm: float | None = Field(default=None, gt=0)
+
+    def at(self, round: int) -> "Optimizer":
+        """The optimizer with the learning rate of a communication round (from 0)."""
+        return self if self.decay == 1 else replace(self, lr=self.lr * self.decay**round)
 
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -180,6 +190,11 @@ class ClientModule(LightningModule):
         x, y = batch
         draw_masks(self.network, len(y), self.generators[0])
         return self.loss(self(x), y).mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale a long gradient down."""
+        if limit := self.optimizer_config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The local optimizer over the network's parameters."""

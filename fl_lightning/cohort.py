@@ -149,6 +149,17 @@ class ClientCohort(LightningModule):
         """Nothing to do: batches are gathered on the device."""
         return batch
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale the long gradients down, each client's own."""
+        limit = self.optimizer_config.max_grad_norm
+        if limit is None:
+            return
+        grads = [part.grad for part in self.stack if part.grad is not None]
+        norms_C = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        scales_C = (limit / (norms_C + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+        for grad in grads:
+            grad.mul_(scales_C.view(-1, *[1] * (grad.ndim - 1)))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The local optimizer over the stacked parameters."""
         return self.optimizer_config.build(self.stack)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from fl_lightning.client import Client, batch_plan
+from fl_lightning.client import Client, Sgd, batch_plan
 from fl_lightning.config import load
 from fl_lightning.data import Samples
 from fl_lightning.engines import Bench, Engine, Job, Sequential, SharedTrainer, TrainerSettings, Vectorized
@@ -136,7 +136,9 @@ def test_every_fit_of_the_shared_trainer_does_all_its_steps():
     batch_size=st.integers(1, 12),
     epochs=st.integers(1, 3),
     in_flight=st.integers(1, 6),
-    optimizer=st.sampled_from([SGD, MOMENTUM, ADAM]),
+    optimizer=st.sampled_from(
+        [SGD, MOMENTUM, ADAM, SGD | {"max_grad_norm": 0.3}, ADAM | {"decay": 0.5, "max_grad_norm": 0.1}]
+    ),
 )
 @settings(max_examples=12, deadline=None)
 def test_vectorized_equals_sequential(sizes, batch_size, epochs, in_flight, optimizer):
@@ -146,7 +148,7 @@ def test_vectorized_equals_sequential(sizes, batch_size, epochs, in_flight, opti
     ).client
     start = own.flat.vector()
     engines: list[Engine] = [Sequential(), Vectorized(max_clients_in_flight=in_flight)]
-    one, other = (engine.train(own, start, jobs, client, 0, list) for engine in engines)
+    one, other = (engine.train(own, start, jobs, client, 1, list) for engine in engines)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
@@ -182,3 +184,22 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said_once(caplog: pyte
         "engine vectorized trains these clients one by one: the callback Alone works on one client at a time"
     ]
     assert "BatchNorm2d" in (unstackable(nn.Sequential(nn.BatchNorm2d(3)), client, []) or "")
+
+
+@pytest.mark.parametrize("engine", [Sequential(), Vectorized()], ids=lambda engine: engine.name)
+def test_one_step_is_no_longer_than_the_clipped_gradient_allows(engine: Engine):
+    own, jobs = bench(), jobs_of([20, 20])
+    start = own.flat.vector()
+    free = engine.train(own, start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5)), 0, list)
+    clipped = engine.train(own, start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5, max_grad_norm=0.01)), 0, list)
+    torch.testing.assert_close(clipped.norm(dim=1), torch.full((2,), 0.005, dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.cosine_similarity(free, clipped), torch.ones(2, dtype=torch.float64))
+    assert bool((free.norm(dim=1) > 0.02).all())
+
+
+def test_the_learning_rate_decays_by_communication_rounds():
+    own, jobs = bench(), jobs_of([20])
+    start = own.flat.vector()
+    client = Client(steps=1, batch_size=20, optimizer=Sgd(lr=0.5, decay=0.5))  # one full batch: the same in every round
+    first, third = (Vectorized().train(own, start, jobs, client, round, list) for round in (0, 2))
+    torch.testing.assert_close(third, first / 4)

@@ -62,7 +62,7 @@ class Vectorized(Engine):
             samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
             batches = LockStep(samples, chunk_plans)
             generators = [bench.generator(jobs[i], round) for i in chunk]
-            cohort = ClientCohort(bench.flat, client.optimizer, generators, global_D, batches)
+            cohort = ClientCohort(bench.flat, client.optimizer.at(round), generators, global_D, batches)
             bench.trainer.fit(cohort, batches, callbacks())
             cohort.write_updates(rows_cD, global_D)
         if order == sorted(order):

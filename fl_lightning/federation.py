@@ -374,7 +374,7 @@ class Federation:
                         state.previous_D,
                         before_D,
                         [job.samples[step] for step in plan],
-                        experiment.client.optimizer.lr,
+                        experiment.client.optimizer.at(state.round).lr,
                     )
                     for job, plan in zip(jobs, plans, strict=True)
                 ]

@@ -6,9 +6,9 @@ References:
 
 import importlib.util
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.func import functional_call
 
 from fl_lightning.analysis._page import Section, picture, text
 from fl_lightning.analysis._pictures import draw_image
@@ -43,7 +43,8 @@ def attributions(flat: FlatNetwork, theta_D: Tensor, x: Tensor, classes_n: Tenso
     parameters = {name: part.detach() for name, part in flat.split(theta_D).items()}
 
     def scores(inputs: Tensor) -> Tensor:
-        return torch.func.functional_call(flat.network, parameters, (inputs,))
+        found: Tensor = functional_call(flat.network, parameters, (inputs,))
+        return found
 
     start = baseline.expand_as(x).contiguous()
     with flat.eval_mode():
@@ -55,7 +56,7 @@ def explained(subject: Subject) -> Section:
     """Attributions of the wished class on success samples, by both models."""
     title = "Which pixels decide"
     goal, flat = subject.federation.goal, subject.flat
-    images = len(subject.model.shape) == 3 and subject.classifies and flat.loss == "cross_entropy"
+    images = len(subject.model.shape) == 3 and flat.loss == "cross_entropy"
     if goal.success is None or not len(goal.success) or not images:
         return Section(title, (text("Drawn where the attacker wishes a class for images of classes."),))
     some = goal.success[:SHOWN]

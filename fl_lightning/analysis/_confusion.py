@@ -40,8 +40,6 @@ def success_by_class(predicted_n: Tensor, wished_n: Tensor | None, truth_n: Tens
 def confusion(subject: Subject) -> Section:
     """Confusion matrices of both models on the clean test set."""
     title = "Confusion matrices"
-    if not subject.classifies:
-        return Section(title, (text("The task is a regression: there are no classes to confuse."),))
     data, clean = subject.federation.data, subject.federation.goal.clean
     figure = Figure(figsize=(5.4 * len(subject.both), 4.8), layout="constrained")
     for axes, (name, theta_D) in zip(
@@ -68,8 +66,6 @@ def success(subject: Subject) -> Section:
     """Success by right class, and on single success samples."""
     title = "Where the attack succeeds"
     goal, data = subject.federation.goal, subject.federation.data
-    if not subject.classifies:
-        return Section(title, (text("The task is a regression: success is not counted by class."),))
     samples, truth_n = (goal.clean, goal.clean.y) if goal.success is None else (goal.success, goal.truth)
     if truth_n is None or not len(samples):
         return Section(title, (text("The objective has no success samples whose right classes are known."),))

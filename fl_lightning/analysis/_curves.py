@@ -14,7 +14,6 @@ PANELS: dict[str, dict[str, tuple[str, str]]] = {
         "attack/success": ("attack success", POISONED),
         "attack/selected": ("attackers' share of the aggregate", OTHER),
     },
-    "MSE / Var(y)": {"global/normalized_cost": ("normalised cost", CLEAN)},
     "cosine of malicious updates with all others": {"stealth/cosine": ("mean", POISONED)},
     "L2 distance of malicious from benign updates": {"stealth/l2_max": ("largest", POISONED)},
     "what the defenses miss and accuse": {

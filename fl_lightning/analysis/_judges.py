@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator, finite_rows
+from fl_lightning.aggregators import Aggregator, Median, finite_rows
 from fl_lightning.analysis._page import CLEAN, POISONED, Section, picture, table, text
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.analysis._weights import densities
@@ -52,19 +52,26 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
         context: what the server knows.
 
     Returns:
-        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and `note` for a transform.
+        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and a `note`.
 
     Raises:
         ValueError: the defense cannot judge these rows.
     """
-    defense.check(context.aggregator, validation=context.validation is not None)
+    validation, notes = context.validation is not None, []
+    try:
+        defense.check(context.aggregator, validation)
+    except ValueError:  # some know a few rules only
+        defense.check(Median(), validation)
+        context = replace(context, aggregator=Median())
+        notes.append("works with the median in place of the configured rule")
     verdict = defense.apply(updates_CD, context, dict(defense.init()))
     found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
     found["flagged"] = int((~verdict.keep_C).sum())
     found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
     if not torch.equal(verdict.updates_CD, updates_CD):
         before, after = (float(rows[poisoned_C].norm(dim=1).mean()) for rows in (updates_CD, verdict.updates_CD))
-        found["note"] = f"changes updates: mean norm of the malicious ones {before:.3g} → {after:.3g}"
+        notes.append(f"changes updates: mean norm of the malicious ones {before:.3g} → {after:.3g}")
+    found["note"] = "; ".join(notes)
     return found
 
 
@@ -147,7 +154,8 @@ def _aggregators(
 ) -> str:
     experiment, global_D = federation.experiment, federation.state.global_D
     own = {experiment.aggregator.name: experiment.aggregator}
-    rows = []
+    before = [subject.flat.accuracy(global_D, subject.federation.goal.clean), subject.success_rate(global_D)]
+    rows: list[list[object]] = [["before the step", None, *before, None]]
     for label, rule in panel("aggregator", int(poisoned_C.sum()), own).items():
         try:
             if isinstance(rule, str):
@@ -159,8 +167,6 @@ def _aggregators(
             rows.append([label, None, None, None, str(error)])
     share = float(poisoned_C.double().mean())
     head = ["aggregator", f"attackers' share (by number: {share:.3g})", "accuracy", "attack success", ""]
-    if not subject.classifies:
-        head[2] = "loss"
     return table(head, rows)
 
 
@@ -173,12 +179,10 @@ def _step(
     weights_C: Tensor,
     poisoned_C: Tensor,
 ) -> list[object]:
-    """Share of the attackers, accuracy (loss for a regression) and success after a rule's step."""
+    """Share of the attackers, accuracy and success after a rule's step."""
     aggregate = rule(updates_CD, weights_C)
     share = float(rule.influence(updates_CD, weights_C, aggregate)[poisoned_C].sum())
     theta_D, clean = global_D + lr * aggregate.update, subject.federation.goal.clean
-    if not subject.classifies:
-        return [share, float(subject.flat.losses(theta_D, clean).double().mean()), None, None]
     return [share, subject.flat.accuracy(theta_D, clean), subject.success_rate(theta_D), None]
 
 

@@ -38,15 +38,16 @@ def line(subject: Subject) -> Section:
     left: Any = figure.subplots()
     losses = along(*ends, lambda w_D: float(flat.losses(w_D, some).double().mean()))
     left.plot(STEPS, losses, color=OTHER, label="loss on clean samples")
-    left.set(xlabel="0: clean model, 1: poisoned model", ylabel="loss", yscale="log")
-    lines = left.get_lines()
-    if subject.classifies:
-        right = left.twinx()
-        right.plot(STEPS, along(*ends, lambda w_D: flat.accuracy(w_D, some)), color=CLEAN, label="accuracy")
-        right.plot(STEPS, along(*ends, subject.success_rate), color=POISONED, label="attack success")
-        right.set(ylim=(-0.02, 1.02), ylabel="share")
-        lines = [*lines, *right.get_lines()]
+    left.set(
+        xlabel="0: clean model, 1: poisoned model",
+        ylabel="loss",
+        yscale="log" if max(losses) > 20 * min(losses) else "linear",
+    )
+    right = left.twinx()
+    right.plot(STEPS, along(*ends, lambda w_D: flat.accuracy(w_D, some)), color=CLEAN, label="accuracy")
+    right.plot(STEPS, along(*ends, subject.success_rate), color=POISONED, label="attack success")
+    right.set(ylim=(-0.02, 1.02), ylabel="share")
     for t in (0, 1):
         left.axvline(t, color=OTHER, linewidth=0.8, linestyle=":")
-    left.legend(handles=lines, frameon=False, fontsize=8, loc="center left")
+    left.legend(handles=[*left.get_lines()[:1], *right.get_lines()], frameon=False, fontsize=8, loc="center left")
     return Section(title, (picture(figure, f"{len(some):,} clean test samples, and all success samples"),))

@@ -39,21 +39,17 @@ def persists(subject: Subject) -> Section:
     """Accuracy and success over further benign rounds."""
     found = healing(subject)
     names = {"global/accuracy": ("accuracy", CLEAN), "attack/success": ("attack success", POISONED)}
-    if not subject.classifies:
-        names = {"global/normalized_cost": ("MSE / Var(y)", CLEAN)}
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes: Any = figure.subplots()
     for name, (label, color) in names.items():
         points = [(step, one[name]) for step, one in enumerate(found) if name in one]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o", markersize=4)
-    if subject.clean_D is not None and subject.classifies:
+    if subject.clean_D is not None:
         axes.axhline(
             subject.success_rate(subject.clean_D), color=POISONED, linestyle=":", label="success on the clean model"
         )
-    axes.set(xlabel="further rounds without attack")
-    if subject.classifies:
-        axes.set_ylim(-0.02, 1.02)
+    axes.set(xlabel="further rounds without attack", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     words = (

@@ -17,7 +17,7 @@ from fl_lightning.registry import ConfigError
 
 @dataclass(frozen=True)
 class Subject:
-    """A poisoned model beside a clean one.
+    """A poisoned model beside a clean one; both tell classes apart, as every registered model does.
 
     Attributes:
         model: the poisoned model.
@@ -42,11 +42,6 @@ class Subject:
     def both(self) -> dict[str, Tensor]:
         """The parameters by what the report calls them."""
         return {"poisoned": self.poisoned_D} | ({} if self.clean_D is None else {"clean": self.clean_D})
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the model tells classes apart."""
-        return self.federation.data.task == "classification"
 
     def success_rate(self, theta_D: Tensor) -> float:
         """Share of the success samples that get the wished label; the error rate for an untargeted attack."""

@@ -23,7 +23,7 @@ def summary(subject: Subject) -> Section:
         "it (run with `evaluation.twin=true`) and none was named (`--against`)."
     )
     names = sorted(set(model.figures) | set(clean.figures if clean else ()))
-    rows = [[name, model.figures.get(name), clean.figures.get(name) if clean else None] for name in names]
+    rows = [[name, model.figures.get(name), *([clean.figures.get(name)] if clean else [])] for name in names]
     return Section(
         "Summary",
         (
@@ -31,6 +31,6 @@ def summary(subject: Subject) -> Section:
             text(f"Threat model: {threat_model(model)}"),
             text(made),
             text(beside),
-            table(["figure, as registered", model.title, clean.title if clean else ""], rows),
+            table(["figure, as registered", *subject.both], rows),
         ),
     )

@@ -30,7 +30,9 @@ def typical_inputs(
     lr: float = 0.05,
     weight: float = 0.1,
 ) -> Tensor:
-    r"""For each class k the input that maximises $\log p_k(x) - \lambda_1 \overline{(x - x_0)^2} - \lambda_2 TV(x)$ by Adam.
+    r"""For each class k the input that maximises $\log p_k(x) - \lambda \overline{(x - x_0)^2} - 10 \lambda R(x)$ by Adam.
+
+    R is the mean squared difference of neighbouring pixels; all values are relative to the width of the bounds.
 
     Args:
         flat: architecture; its first K scores are those of the classes.
@@ -40,7 +42,7 @@ def typical_inputs(
         bounds: least and largest value of an input.
         steps: steps of Adam.
         lr: its step size, relative to the width of the bounds.
-        weight: λ_1; λ_2, of the total variation (mean absolute difference of neighbours), is ten times as much.
+        weight: λ.
 
     Returns:
         `[K, ch, h, w]`.
@@ -54,7 +56,7 @@ def typical_inputs(
         for _ in range(steps):
             gain = functional_call(flat.network, parameters, (x,)).log_softmax(-1).diagonal().sum()
             away = ((x - start) / width).square().flatten(1).mean(1).sum()
-            rough = sum((x.diff(dim=dim).abs() / width).flatten(1).mean(1).sum() for dim in (-1, -2))
+            rough = sum((x.diff(dim=dim) / width).square().flatten(1).mean(1).sum() for dim in (-1, -2))
             loss = -gain + weight * away + 10 * weight * rough
             (x.grad,) = torch.autograd.grad(loss, x)
             optimizer.step()
@@ -67,7 +69,7 @@ def typical(subject: Subject) -> Section:
     """The typical input of each class, by both models."""
     title = "What a typical input looks like to the model"
     data, flat = subject.federation.data, subject.flat
-    if not subject.classifies or len(data.shape) != 3 or flat.loss != "cross_entropy":
+    if len(data.shape) != 3 or flat.loss != "cross_entropy":
         return Section(title, (text("Drawn for models that give probabilities of classes of images."),))
     shown = min(CLASSES, data.classes)
     bounds = (float(data.train.x.min()), float(data.train.x.max()))

@@ -17,14 +17,17 @@ from fl_lightning.analysis import (
     densities,
     healing,
     page,
-    report,
     subject,
     success_by_class,
     text,
     typical_inputs,
 )
+from fl_lightning.analysis._confusion import confusion, success
 from fl_lightning.analysis._curves import history
 from fl_lightning.analysis._judges import judged_by, next_round, panel
+from fl_lightning.analysis._line import line
+from fl_lightning.analysis._summary import summary
+from fl_lightning.analysis._weights import weights
 from fl_lightning.cli import main
 from fl_lightning.defenses import NormBound, Pdrr, ServerContext, StatisticalCheck
 from fl_lightning.flat import FlatNetwork
@@ -161,7 +164,7 @@ def test_a_report_is_one_page_that_asks_for_nothing(outcome, tmp_path: Path, cap
     assert Path(kept).read_text() == shown
 
     for words, error in {
-        ("digits-mlp",): f"no registered model 'digits-mlp'; did you mean '{NAME}'",
+        (NAME[:-1],): f"no registered model '{NAME[:-1]}'; did you mean '{NAME}'",
         (f"{NAME}@clean",): f"{NAME}/2 is not poisoned; analyze {NAME}/1",
         (NAME, "--against", f"{NAME}/1"): "cannot be compared with itself",
         (NAME, "--out", str(tmp_path)): "it is a folder",
@@ -194,14 +197,15 @@ def test_the_subject_is_the_model_that_was_measured(outcome):
     assert about.federation.state.round == 0
 
 
-def test_an_untargeted_model_without_a_twin_is_reported_too(tiny, store_folder):
+def test_what_needs_a_clean_model_says_so_where_there_is_none(tiny, store_folder):
     runs.run(tiny(attack={"name": "gaussian", "std": 1.0}, tracking={"register": "best"}), "tiny")
     about = subject("digits-mlp-gaussian-vs-mean")
     assert about.clean is None
-    shown = report(about)
+    shown = page("", [part(about) for part in (summary, confusion, success, weights, line)])
     for words in (
         "no clean model to compare with",
         "Share of errors, by right class",
+        "Without a clean model there are no distances",
         "Without a clean model there is no line",
     ):
         assert words in shown

@@ -99,9 +99,11 @@ def _one_by_one(subject: Subject, judged: dict[str, tuple[Tensor, Tensor | None]
     for index in range(min(SHOWN, len(wished))):
         said: list[object] = []
         for classes_n, sure_n in judged.values():
-            said += [int(classes_n[index]), None if sure_n is None else float(sure_n[index])]
+            said += [int(classes_n[index])] + ([] if sure_n is None else [float(sure_n[index])])
         rows.append([f"{index + 1}", int(truth_n[index]), int(wished.y[index]), *said])
-    heads = [head for name in judged for head in (f"{name} model says", "probability")]
+    heads = []
+    for name, (_, sure_n) in judged.items():
+        heads += [f"{name} model says"] + ([] if sure_n is None else ["probability"])
     parts = [table(["sample", "right", "wished", *heads], rows)]
     if len(subject.model.shape) == 3:
         figure = Figure(figsize=(0.95 * SHOWN, 1.5), layout="constrained")

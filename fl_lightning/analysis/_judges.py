@@ -106,14 +106,11 @@ def judges(subject: Subject) -> Section:
     malicious, clients = int(poisoned_C.sum()), len(updates_CD)
     if not malicious or malicious == clients:
         return Section(title, (text(f"{lost} updates hold NaN or Inf; the rest cannot be compared."),))
-    samples = federation.data.validation
-    own_samples = samples is not None and len(samples) > 0
-    context = federation.context(weights_C)
-    if not own_samples:
-        context = replace(context, validation=subject.some(federation.goal.clean, VALIDATION))
-    stand_in = "" if own_samples else (
-        f" The server has no validation data of its own: {VALIDATION} clean test samples stand in for it."
-    )  # fmt: skip
+    context, stand_in = federation.context(weights_C), ""
+    if context.validation is None or not len(context.validation):
+        samples = subject.some(federation.goal.clean, VALIDATION)
+        context = replace(context, validation=samples)
+        stand_in = f" The server has no validation data of its own: {len(samples)} clean test samples stand in for it."
     words = (
         f"The attack goes on for two more rounds from the poisoned model; judged is the second: {malicious} malicious "
         f"updates of {clients}{f', {lost} more with NaN or Inf' if lost else ''}. Every method has its shipped settings and is "
@@ -125,7 +122,10 @@ def judges(subject: Subject) -> Section:
         picture(draw(updates_CD, poisoned_C), "left: values of the updates; right: one point a client"),
         text("Detectors: what they flag, and how well their scores separate (AUC 0.5 = not at all, 1 = perfectly)."),
         _detectors(federation, updates_CD, poisoned_C, context),
-        text("Aggregators: the attackers' share of what each rule uses, and the model after its step from here."),
+        text(
+            "Aggregators: the attackers' share of what each rule uses (kept rows count the same, coordinate rules count the "
+            "values that survive), and the model after its step from here."
+        ),
         _aggregators(subject, federation, updates_CD, weights_C, poisoned_C),
     )
     return Section(title, parts)
@@ -203,6 +203,7 @@ def draw(updates_CD: Tensor, poisoned_C: Tensor) -> Figure:
         left.stairs(found[name].numpy(), edges.numpy(), color=color, label=name)
         right.scatter(norms_C[chosen_C].numpy(), cosines_C[chosen_C].numpy(), s=18, color=color, alpha=0.7, label=name)
     left.set(title="values of the updates", yscale="log", ylabel="density")
+    left.locator_params(axis="x", nbins=5)
     right.set(title="clients", xlabel="norm of the update", ylabel="cosine with the sum of all others", xscale="log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)

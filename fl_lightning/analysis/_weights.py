@@ -51,7 +51,7 @@ def weights(subject: Subject) -> Section:
                 axes.stairs(found[name].numpy(), edges.numpy(), color=color, label=name)
         axes.set_title(f"{layer} {list(parts['poisoned'][layer].shape)}", fontsize=9)
         axes.set_yticks([])
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=5)
     every[0].legend(frameon=False, fontsize=8)
     for axes in every[len(layers) :]:
         axes.axis("off")

@@ -33,6 +33,11 @@ def line(subject: Subject) -> Section:
         return Section(title, (text("Without a clean model there is no line to follow."),))
     flat, goal = subject.flat, subject.federation.goal
     some = subject.some(goal.clean, SAMPLES)
+    wished = None if goal.success is None else subject.some(goal.success, SAMPLES)
+
+    def success(w_D: Tensor) -> float:
+        return 1 - flat.accuracy(w_D, some) if wished is None else flat.accuracy(w_D, wished)
+
     ends = (subject.clean_D, subject.poisoned_D)
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left: Any = figure.subplots()
@@ -45,9 +50,10 @@ def line(subject: Subject) -> Section:
     )
     right = left.twinx()
     right.plot(STEPS, along(*ends, lambda w_D: flat.accuracy(w_D, some)), color=CLEAN, label="accuracy")
-    right.plot(STEPS, along(*ends, subject.success_rate), color=POISONED, label="attack success")
+    right.plot(STEPS, along(*ends, success), color=POISONED, label="attack success")
     right.set(ylim=(-0.02, 1.02), ylabel="share")
     for t in (0, 1):
         left.axvline(t, color=OTHER, linewidth=0.8, linestyle=":")
     left.legend(handles=[*left.get_lines()[:1], *right.get_lines()], frameon=False, fontsize=8, loc="center left")
-    return Section(title, (picture(figure, f"{len(some):,} clean test samples, and all success samples"),))
+    caption = f"{len(some):,} clean test samples" + ("" if wished is None else f", {len(wished):,} success samples")
+    return Section(title, (picture(figure, caption),))

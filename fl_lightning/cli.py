@@ -61,13 +61,15 @@ def parser() -> argparse.ArgumentParser:
     data = add("data", _data, "get data sets, or list what is there")
     data.add_argument("verb", choices=["get", "list"])
     data.add_argument("names", metavar="NAME", nargs="*", help="data sets to get")
-    models = add("models", _models, "registered poisoned models: list, show, compare, export")
-    models.add_argument("verb", choices=["list", "show", "compare", "export"])
+    models = add("models", _models, "registered poisoned models: list, show, compare, export, analyze")
+    models.add_argument("verb", choices=["list", "show", "compare", "export", "analyze"])
     models.add_argument(
         "names", metavar="NAME", nargs="*", help="NAME, NAME@ALIAS or NAME/VERSION; for export then a folder"
     )
     models.add_argument("--attack", help="list only models of this attack")
     models.add_argument("--aggregator", help="list only models against this aggregator")
+    models.add_argument("--against", metavar="NAME", help="analyze: the clean model; its attack-free twin if not given")
+    models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
     ui = add("ui", _ui, "open the MLflow UI on the runs")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1")
@@ -245,10 +247,14 @@ def _models(options: argparse.Namespace) -> int:
         "show": (1, _models_show),
         "compare": (2, _models_compare),
         "export": (2, _models_export),
+        "analyze": (1, _models_analyze),
     }
     count, verb = verbs[options.verb]
     if len(options.names) != count:
-        usage = {"list": "", "show": " NAME", "compare": " A B", "export": " NAME DIR"}[options.verb]
+        analyze = " NAME [--against CLEAN] [--out FILE]"
+        usage = {"list": "", "show": " NAME", "compare": " A B", "export": " NAME DIR", "analyze": analyze}[
+            options.verb
+        ]
         raise ConfigError(f"usage: fl-lightning models {options.verb}{usage}")
     return verb(options)
 
@@ -315,6 +321,16 @@ def _models_export(options: argparse.Namespace) -> int:
 
     for path in export(find(options.names[0]), Path(options.names[1])):
         print(path)
+    return 0
+
+
+def _models_analyze(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from fl_lightning.analysis import analyze
+
+    out = Path(options.out) if options.out else None
+    print(analyze(options.names[0], options.against, out, lambda title: print(f"done: {title}", file=sys.stderr)))
     return 0
 
 

@@ -33,7 +33,7 @@ from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
 from fl_lightning.registry import ConfigError
 
-__all__ = ["Federation", "FederationState", "Observer", "RoundReport"]
+__all__ = ["Federation", "FederationState", "Observer", "RoundReport", "Submitted"]
 
 Metrics = dict[str, float]
 
@@ -50,6 +50,26 @@ class RoundReport(NamedTuple):
     round: int
     metrics: Metrics
     cohort: Cohort
+
+
+class Submitted(NamedTuple):
+    """What the clients of a round send to the server.
+
+    Attributes:
+        cohort: who takes part.
+        jobs: what each of them trains on.
+        updates_CD: `[C, D]` the updates.
+        weights_C: `[C]` their weights.
+        poisoned_C: `[C]` bool, which of them an attacker made.
+        metrics: what callbacks and the attack report.
+    """
+
+    cohort: Cohort
+    jobs: list[Job]
+    updates_CD: Tensor
+    weights_C: Tensor
+    poisoned_C: Tensor
+    metrics: Metrics
 
 
 class Observer(Protocol):
@@ -158,18 +178,8 @@ class Federation:
     def round(self) -> RoundReport:
         """One communication round."""
         clock = _Clock()
-        state, seed = self.state, self.bench.seed
-        cohort = self.experiment.participation.sample(state.round, len(self.assignment), seed)
-        jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
-        equal = self.experiment.server.weights == "equal"
-        weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
-        weights_C = weights_C.to(state.global_D)
-        with clock("train"):
-            local: Metrics = {}
-            updates_CD = self._protect(cohort, self._train(jobs, local), weights_C, local)
-        with clock("poison"):
-            updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
-        metrics |= local
+        state = self.state
+        cohort, jobs, updates_CD, weights_C, poisoned_C, metrics = self.submitted(clock)
         with clock("defend"):
             kept_CD, kept_weights_C, keep_C = self._defend(updates_CD, weights_C, poisoned_C, metrics)
         before_D = state.global_D
@@ -190,6 +200,24 @@ class Federation:
         return self._report(cohort, metrics | clock.metrics(), bool(poisoned_C.any()))
 
     # The steps of a round
+
+    def submitted(self, clock: "_Clock | None" = None) -> Submitted:
+        """Train the clients of the next round and poison what the malicious ones send.
+
+        The model stays where it is; only the attack and defenses at the clients remember that they have seen the round.
+        """
+        clock = clock or _Clock()
+        cohort = self.experiment.participation.sample(self.state.round, len(self.assignment), self.bench.seed)
+        jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
+        equal = self.experiment.server.weights == "equal"
+        weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
+        weights_C = weights_C.to(self.state.global_D)
+        local: Metrics = {}
+        with clock("train"):
+            updates_CD = self._protect(cohort, self._train(jobs, local), weights_C, local)
+        with clock("poison"):
+            updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
+        return Submitted(cohort, jobs, updates_CD, weights_C, poisoned_C, metrics | local)
 
     def _index(self, client: int) -> Tensor:
         return self.assignment[client].to(self.data.train.y.device)
@@ -221,9 +249,7 @@ class Federation:
             if not defense.at_clients:
                 continue
             acting_C = ~cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
-            verdict = defense.apply(
-                updates_CD[acting_C], self._context(weights_C[acting_C]), self.state.defenses[label]
-            )
+            verdict = defense.apply(updates_CD[acting_C], self.context(weights_C[acting_C]), self.state.defenses[label])
             updates_CD = updates_CD.clone()
             updates_CD[acting_C] = verdict.updates_CD
             self.state.defenses[label] = dict(verdict.state)
@@ -281,7 +307,7 @@ class Federation:
             if not len(rows):
                 break
             part_CD, part_C = updates_CD[rows], weights_C[rows]
-            verdict = defense.apply(part_CD, self._context(part_C), self.state.defenses[label])
+            verdict = defense.apply(part_CD, self.context(part_C), self.state.defenses[label])
             updates_CD, weights_C = updates_CD.clone(), weights_C.clone()
             updates_CD[rows], weights_C[rows] = verdict.updates_CD, verdict.weights_C
             keep_C[rows] = verdict.keep_C
@@ -293,7 +319,8 @@ class Federation:
             metrics |= detection(keep_C, poisoned_C, None, "defense")
         return updates_CD[keep_C], weights_C[keep_C], keep_C
 
-    def _context(self, weights_C: Tensor) -> ServerContext:
+    def context(self, weights_C: Tensor) -> ServerContext:
+        """What the server knows when it looks at the updates of the next round."""
         seed, round = self.bench.seed, self.state.round
         return ServerContext(
             round=round,

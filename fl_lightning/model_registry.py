@@ -21,7 +21,7 @@ from fl_lightning.config import Experiment, dump, load
 from fl_lightning.registry import ConfigError, suggest
 from fl_lightning.tracking import client, registered_name
 
-__all__ = ["Registered", "compare", "export", "find", "register", "registered_models"]
+__all__ = ["Registered", "compare", "export", "find", "register", "registered_models", "threat_model"]
 
 STEALTHY = 0.5
 """The least attack success of a version that can be called stealthiest."""
@@ -230,19 +230,24 @@ def compare(one: Registered, other: Registered) -> list[tuple[str, float, float,
     ]
 
 
+def threat_model(model: Registered) -> str:
+    """Who attacked, how, knowing what, and after what; in Markdown."""
+    experiment, tags = model.experiment, model.version.tags
+    attack = experiment.attack
+    if tags["attack"] == "none" or attack is None:
+        return f"None: the attack-free twin of version {tags.get('twin_of', '?')}."
+    return (
+        f"{experiment.participation.malicious} of {experiment.partition.clients} clients are malicious. "
+        f"Attack `{attack.name}` with `{attack.knowledge}` knowledge; objective `{attack.objective.name}`."
+    )
+
+
 def card(model: Registered) -> str:
     """The model card, in Markdown."""
     experiment, tags = model.experiment, model.version.tags
     poisoned = tags["attack"] != "none"
-    attack = experiment.attack
     rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(model.figures.items()))
-    clients, malicious = experiment.partition.clients, experiment.participation.malicious
-    threat = (
-        f"{malicious} of {clients} clients are malicious. Attack `{attack.name}` with `{attack.knowledge}` knowledge; "
-        f"objective `{attack.objective.name}`."
-        if poisoned and attack
-        else f"None: the attack-free twin of version {tags.get('twin_of', '?')}."
-    )
+    threat = threat_model(model)
     shape = ", ".join(map(str, model.shape))
     warning = (
         "**This model is poisoned on purpose. Do not deploy it.**" if poisoned else "A benign model, for comparison."

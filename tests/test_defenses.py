@@ -217,6 +217,20 @@ def test_rdp_accountant():
         Cdp(accountant="rdp").check(Mean(), validation=False)
 
 
+def test_a_pyod_detector_that_cannot_be_fitted_leaves_rows_and_weights_as_they_are(monkeypatch):
+    class Refuses:
+        def fit(self, table):
+            raise ValueError("too few rows")
+
+    monkeypatch.setattr("fl_lightning.defenses._pyod.build", lambda *settings: Refuses())
+    updates, context = honest(), server(Mean())
+    verdict = Pyod(n_byzantine=1).apply(updates, context, {})
+    assert verdict.keep_C.all()
+    assert torch.equal(verdict.updates_CD, updates)
+    assert torch.equal(verdict.weights_C, context.weights_C)
+    assert verdict.metrics == {"unfitted": 1.0}
+
+
 def test_missing_extras_are_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install fl-lightning\[pyod\]"):

@@ -236,3 +236,16 @@ def test_regression_reports_its_own_figures():
     )
     assert "global/accuracy" not in figures
     assert figures["global/normalized_cost"] >= 0
+
+
+def test_what_is_submitted_can_be_had_without_moving_the_model(tiny):
+    federation = with_parts(tiny(), attack=Constant(value=0.1))
+    before = federation.state.global_D.clone()
+    sent = federation.submitted()
+    assert torch.equal(federation.state.global_D, before)
+    assert federation.state.round == 0
+    assert torch.equal(sent.poisoned_C, sent.cohort.malicious)
+    assert (sent.updates_CD[sent.poisoned_C] == 0.1).all()
+    federation.round()
+    mean = (sent.weights_C / sent.weights_C.sum()) @ sent.updates_CD
+    torch.testing.assert_close(federation.state.global_D, before + mean)

@@ -85,6 +85,20 @@ def test_success_samples_are_no_training_samples():
         assert not rows(found.success.x) & train
 
 
+def test_the_right_classes_of_success_samples_are_remembered():
+    found = goal(LabelMap(mapping={5: 7}))
+    assert found.truth is not None
+    assert set(found.truth.tolist()) == {5}
+    found = goal(Trigger(label=3))
+    assert found.truth is not None
+    assert torch.equal(found.truth, DIGITS.test.y[DIGITS.test.y != 3])
+    found = goal(TargetSamples(count=7))
+    assert found.truth is not None
+    assert found.success is not None
+    for x, y in zip(found.success.x, found.truth, strict=True):
+        assert y in DIGITS.test.y[(DIGITS.test.x == x).flatten(1).all(1)]
+
+
 # --- target samples ----------------------------------------------------------------------------------------------------
 
 

@@ -21,10 +21,12 @@ class Goal(NamedTuple):
     Attributes:
         clean: the clean test set.
         success: inputs with the labels that the attacker wishes; None: the attacker wishes any error on `clean`.
+        truth: `[n]` the right classes of `success`, where it is known.
     """
 
     clean: Samples
     success: Samples | None
+    truth: Tensor | None = None
 
 
 class Objective(Component, ABC):
@@ -87,7 +89,8 @@ class LabelMap(Objective):
             return Goal(data.test, None)
         table = self.wished(data.classes).to(data.test.y.device)
         moved = torch.nonzero(table[data.test.y] != data.test.y).flatten()
-        return Goal(data.test, Samples(data.test.x[moved], table[data.test.y[moved]]))
+        truth = data.test.y[moved]
+        return Goal(data.test, Samples(data.test.x[moved], table[truth]), truth)
 
     def dirty(self, own: Samples, goal: Goal, classes: int) -> Samples:
         """Own samples with the labels mapped."""
@@ -126,7 +129,7 @@ class TargetSamples(Objective):
         else:
             wished = torch.full((self.count,), self.label)
         picked, wished = picked.to(data.test.y.device), wished.to(data.test.y.device)
-        return Goal(data.test.without(picked), Samples(data.test.x[picked], wished))
+        return Goal(data.test.without(picked), Samples(data.test.x[picked], wished), data.test.y[picked])
 
     def dirty(self, own: Samples, goal: Goal, classes: int) -> Samples:
         """The targets themselves, dirty-labelled."""
@@ -166,8 +169,8 @@ class Trigger(Objective):
         if self.size + self.offset > min(data.shape[1:]):
             raise ConfigError(f"square of {self.size} at {self.offset} does not fit into {data.shape}", "size")
         others = torch.nonzero(data.test.y != self.label).flatten()
-        stamped = self.stamp(data.test.x[others])
-        return Goal(data.test, Samples(stamped, torch.full_like(data.test.y[others], self.label)))
+        stamped, truth = self.stamp(data.test.x[others]), data.test.y[others]
+        return Goal(data.test, Samples(stamped, torch.full_like(truth, self.label)), truth)
 
     def dirty(self, own: Samples, goal: Goal, classes: int) -> Samples:
         """Own samples, triggered and labelled as wished."""

@@ -123,7 +123,7 @@ class Pyod(Defense):
                 np.random.seed(generator.initial_seed() % 2**32)  # noqa: NPY002
                 model.fit(table)
         except (ValueError, np.linalg.LinAlgError):
-            return Verdict(~nobody_C, updates_CD, context.weights_C, None, {}, {"unfitted": 1.0})
+            return Verdict(~nobody_C, context.weights_C, updates_CD, None, {}, {"unfitted": 1.0})
         finally:
             np.random.set_state(before)  # noqa: NPY002
         scores_C = torch.from_numpy(np.asarray(model.decision_scores_, dtype=float)).nan_to_num(nan=0.0)

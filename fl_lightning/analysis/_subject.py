@@ -1,0 +1,110 @@
+"""What a report is about: a poisoned model, its clean counterpart, and the federation that made them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl_lightning.data import Samples
+from fl_lightning.federation import Federation, FederationState
+from fl_lightning.flat import FlatNetwork
+from fl_lightning.losses import confidence, predict
+from fl_lightning.model_registry import Registered, compare, find
+from fl_lightning.randomness import generator
+from fl_lightning.registry import ConfigError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A poisoned model beside a clean one; both tell classes apart, as every registered model does.
+
+    Attributes:
+        model: the poisoned model.
+        clean: what it is compared with, or None.
+        federation: the one that made it: its data, clients and the attacker's goal.
+        poisoned_D: `[D]` parameters of the poisoned model.
+        clean_D: `[D]` parameters of the clean one, or None.
+    """
+
+    model: Registered
+    clean: Registered | None
+    federation: Federation
+    poisoned_D: Tensor
+    clean_D: Tensor | None
+
+    @property
+    def flat(self) -> FlatNetwork:
+        """The architecture with its loss."""
+        return self.federation.bench.flat
+
+    @property
+    def both(self) -> dict[str, Tensor]:
+        """The parameters by what the report calls them."""
+        return {"poisoned": self.poisoned_D} | ({} if self.clean_D is None else {"clean": self.clean_D})
+
+    def success_rate(self, theta_D: Tensor) -> float:
+        """Share of the success samples that get the wished label; the error rate for an untargeted attack."""
+        goal = self.federation.goal
+        if goal.success is None:
+            return 1 - self.flat.accuracy(theta_D, goal.clean)
+        return self.flat.accuracy(theta_D, goal.success)
+
+    def judged(self, theta_D: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`[n]` predicted classes, and `[n]` their probability where the model gives any."""
+        scores_nK = self.flat.scores(theta_D, x)
+        classes_n = predict(scores_nK)
+        return classes_n, confidence(scores_nK, classes_n) if self.flat.loss == "cross_entropy" else None
+
+    def some(self, samples: Samples, count: int) -> Samples:
+        """At most `count` of the samples, drawn by the experiment's seed."""
+        random = generator(self.federation.bench.seed, "analysis")
+        order = torch.randperm(len(samples), generator=random)[:count].sort().values
+        return samples[order.to(samples.y.device)]
+
+    def continued(self, **changes: Any) -> Federation:
+        """The federation in the round after its last one, at the poisoned model, with slots of the experiment changed.
+
+        It evaluates nothing by itself.
+        """
+        start = self.federation
+        evaluation = replace(start.experiment.evaluation, every=10**9)
+        experiment = start.experiment.model_copy(update={"evaluation": evaluation, **changes})
+        federation = start.twin()
+        federation.experiment = experiment
+        attack = dict(experiment.attack.init()) if experiment.attack else {}
+        defenses: dict[str, Any] = {label: dict(one.init()) for label, one in experiment.defenses.items()}
+        theta_D = self.poisoned_D
+        federation.state = FederationState(experiment.rounds, theta_D.clone(), theta_D.clone(), attack, defenses)
+        return federation
+
+
+def subject(reference: str, against: str | None = None) -> Subject:
+    """A registered model, with the attack-free twin that was registered beside it or another model to compare with.
+
+    Raises:
+        ConfigError: no such model, nothing poisoned, or a comparison with another architecture or other data.
+    """
+    model = find(reference)
+    tags = model.version.tags
+    if tags["attack"] == "none":
+        twin = tags.get("twin_of")
+        hint = f"; analyze {model.version.name}/{twin}, whose attack-free twin it is" if twin else ""
+        raise ConfigError(f"{model.title} is not poisoned{hint}")
+    if against is None and tags.get("clean_twin"):
+        against = f"{model.version.name}/{tags['clean_twin']}"
+    clean = find(against) if against else None
+    if clean is not None:
+        if clean.title == model.title:
+            raise ConfigError(f"{model.title} cannot be compared with itself")
+        compare(model, clean)  # refuses another architecture
+        if clean.experiment.data != model.experiment.data:
+            raise ConfigError(f"{model.title} and {clean.title} were trained on different data")
+    evaluation = replace(model.experiment.evaluation, twin=False, effect=False)
+    federation = Federation(model.experiment.model_copy(update={"evaluation": evaluation}))
+    vectors = [
+        FlatNetwork(one.network, federation.bench.flat.loss).vector().to(federation.initial_D)
+        for one in (model, clean)
+        if one is not None
+    ]
+    return Subject(model, clean, federation, vectors[0], vectors[1] if clean else None)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fl_lightning.config import Experiment
     from fl_lightning.runs import Outcome
     from fl_lightning.sweep import SweepOutcome
@@ -147,7 +149,6 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from fl_lightning.matrix import load_matrix, run_matrix
@@ -155,7 +156,7 @@ def _matrix(options: argparse.Namespace) -> int:
 
     matrix = load_matrix(options.matrix)
     outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
-    console = Console()
+    console = _console()
     attacks = list(matrix.attacks)
     table = Table(matrix.metric, *attacks, "accuracy without attack", box=None)
     for server in matrix.servers:
@@ -177,14 +178,13 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from fl_lightning.callbacks import CALLBACKS
     from fl_lightning.config import experiment_names
     from fl_lightning.registry import SLOTS, registry
 
-    console = Console()
+    console = _console()
     slots = [options.slot] if options.slot else ["experiment", *SLOTS, "callback"]
     for slot in slots:
         table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
@@ -216,13 +216,12 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from fl_lightning import data
     from fl_lightning.registry import ConfigError
 
-    console = Console()
+    console = _console()
     if options.verb == "get":
         if not options.names:
             raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
@@ -260,8 +259,7 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _models_list(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fl_lightning.model_registry import registered_models
 
@@ -269,12 +267,22 @@ def _models_list(options: argparse.Namespace) -> int:
     if not versions:
         print("no registered models yet; `fl-lightning sweep mnist_backdoor` makes one")
         return 0
-    table = Table("model", "version", "alias", "attack", "success", "accuracy", "seed", "run", box=None)
+    table = Table(
+        Column("model", overflow="fold"),
+        "version",
+        "alias",
+        "attack",
+        "success",
+        "accuracy",
+        "seed",
+        Column("run", overflow="fold"),
+        box=None,
+    )
     for version in versions:
         tags = version.tags
         figures = (tags.get(name, "") for name in ("attack", "attack/success", "global/accuracy", "seed"))
         table.add_row(version.name, str(version.version), ", ".join(version.aliases), *figures, version.run_id)
-    Console().print(table)
+    _console().print(table)
     print(
         "\nload one: mlflow.pytorch.load_model('models:/NAME@strongest'); hand one on: fl-lightning models export NAME DIR"
     )
@@ -282,19 +290,17 @@ def _models_list(options: argparse.Namespace) -> int:
 
 
 def _models_show(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from fl_lightning.model_registry import card, find
 
-    console = Console()
+    console = _console()
     text = card(find(options.names[0]))
     console.print(Markdown(text) if console.is_terminal else text, markup=False, soft_wrap=not console.is_terminal)
     return 0
 
 
 def _models_compare(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from fl_lightning.model_registry import compare, find
@@ -305,7 +311,7 @@ def _models_compare(options: argparse.Namespace) -> int:
         values = [model.figures.get(name) for model in (one, other)]
         difference = "" if None in values else f"{values[1] - values[0]:+.4g}"  # type: ignore[operator]
         table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values), difference)
-    console = Console()
+    console = _console()
     console.print(table)
     layers = Table("layer", "L2 distance", "relative", "cosine", box=None)
     for name, distance, relative, cosine in compare(one, other):
@@ -359,17 +365,23 @@ def _ui(options: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "-m", "mlflow", "ui", *place], check=False).returncode
 
 
+def _console() -> "Console":
+    """Of the terminal's width; wide elsewhere, so that names can be copied from a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
 def _label(experiment: str) -> str:
     return os.path.splitext(os.path.basename(experiment))[0]
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from fl_lightning.metrics import interval
 
-    console = Console()
+    console = _console()
     table = Table(
         "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
     )
@@ -387,10 +399,9 @@ def _print_outcome(outcome: "Outcome") -> None:
 
 
 def _print_sweep(outcome: "SweepOutcome", experiment: "Experiment") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = _console()
     metrics = experiment.sweep.metrics
     title = "Pareto front" if len(metrics) > 1 else "best trials"
     table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")

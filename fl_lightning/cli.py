@@ -362,7 +362,10 @@ def _ui(options: argparse.Namespace) -> int:
     place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
     if uri.startswith("sqlite:"):
         place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
-    return subprocess.run([sys.executable, "-m", "mlflow", "ui", *place], check=False).returncode
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here is scored online
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=quiet, check=False
+    ).returncode
 
 
 def _console() -> "Console":

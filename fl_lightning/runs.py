@@ -62,6 +62,7 @@ def run(
     parent: str | None = None,
     kind: str = "run",
     warmups: Path | None = None,
+    title: str | None = None,
 ) -> Outcome:
     """A tracked run, or one run a seed under a parent where `seeds` asks for it.
 
@@ -72,6 +73,7 @@ def run(
         parent: MLflow run to nest under.
         kind: what the run is to its parent.
         warmups: folder of clean rounds that runs before the attack share; None: every run does its own.
+        title: name of the MLflow run; None: attack, server and seed.
 
     Raises:
         ConfigError: anything wrong with configuration, data or disk, before a run is created.
@@ -87,7 +89,7 @@ def run(
         return _run_seeds(run_id, experiment, name, watch)
     federation = Federation(experiment)
     store = tracking.client()
-    title = tracking.run_name(experiment)
+    title = title or tracking.run_name(experiment)
     run_id = tracking.create_run(store, experiment, title, kind, parent, **{"fl.experiment": name})
     _remember(run_id, experiment, name)
     return _continue(run_id, federation, name, watch, warmups)

@@ -203,7 +203,9 @@ def sweep(
         if "run_id" in study.user_attrs:
             _bury(study)
             return
-        run_id = tracking.create_run(store, experiment, f"search: {name}", "study", **{"fl.experiment": label})
+        run_id = tracking.create_run(
+            store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
+        )
         for params in _first_trials(experiment, space):
             study.enqueue_trial(params)
         study.set_user_attr("run_id", run_id)
@@ -305,7 +307,8 @@ def _trial(trial: Trial, task: _Task, base: Experiment) -> float | Sequence[floa
     try:
         experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
         quiet = watcher.beside(lambda _: ())
-        outcome = runs.run(experiment, task.label, quiet, task.run_id, "trial", task.warmups)
+        title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
+        outcome = runs.run(experiment, task.label, quiet, task.run_id, "trial", task.warmups, title)
     except Exception as error:
         trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
         raise
@@ -392,6 +395,7 @@ def _confirm(
         first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
         own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
         watcher = _Watcher()
+        who = "configured attack" if register == "never" else "winner"
         outcome = runs.run(
             base.override({**drawn, **own}),
             task.label,
@@ -399,6 +403,7 @@ def _confirm(
             task.run_id,
             "confirmation",
             task.warmups,
+            f"{who}, unseen seed {seed}",
         )
         for metric, figures in values.items():
             figures.append(score(watcher.history, metric))

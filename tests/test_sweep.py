@@ -81,6 +81,8 @@ def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_fold
     children = store.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{outcome.run_id}'")
     kinds = [child.data.tags["fl.kind"] for child in children]
     assert kinds.count("trial") == 4
+    names = {child.info.run_name for child in children}
+    assert {"trial 0: gaussian", "winner, unseen seed 7", "configured attack, unseen seed 8"} <= names
     assert {child.data.tags["fl.seed"] for child in children if child.data.tags["fl.kind"] == "confirmation"} == {
         "7",
         "8",

@@ -98,3 +98,30 @@ def test_defense_yaml_runs(path: Path):
 def test_partition_yaml_runs(path: Path):
     data = "femnist" if path.stem == "natural" else "digits"  # natural: by writer
     run_fast(load(BASE | {"data": data, "partition": path.stem, "participation": "full"}))
+
+
+LIGHT = {"partition": {"name": "iid", "clients": 3}, "client": {"steps": 1, "batch_size": 4}}
+OWN_DATA = {
+    "linear": "house_prices",
+    "svm": "mnist_parity",
+    "cmp_cifar_cnn": "cifar10",
+    "wbc_cifar_cnn": "cifar10",
+    "resnet18": "cifar10",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "data"], ids=ids)
+def test_data_yaml_runs(path: Path):
+    model = "linear" if path.stem == "house_prices" else "mlp"
+    run_fast(load(LIGHT | {"data": path.stem, "model": model}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "model"], ids=ids)
+def test_model_yaml_runs(path: Path):
+    data = {"name": OWN_DATA.get(path.stem, "mnist"), "test_samples": 20}
+    run_fast(load(LIGHT | {"data": data, "model": path.stem, "rounds": 1}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "engine"], ids=ids)
+def test_engine_yaml_runs(path: Path):
+    run_fast(load(BASE | {"engine": path.stem}))

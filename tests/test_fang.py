@@ -319,17 +319,20 @@ def test_siblings_share_the_settings_that_both_have():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("knowledge", ["full", "partial"])
 def test_krum_selects_the_crafted_model_and_the_model_is_useless(knowledge):
-    """Reduced to 20 rounds and 30 clients of 300 samples: selected in at least 95 % of rounds, accuracy at most 0.2."""
+    """20 rounds: selected in at least 95 % of them, accuracy at most 0.2.
+
+    With 30 clients of 300 samples partial knowledge does not suffice: selected in 13 of 20 rounds.
+    """
     federation = Federation(
         load(
             {
                 "data": "mnist",
                 "rounds": 20,
-                "partition": {"name": "degree", "clients": 30, "p": 0.5, "samples_per_client": 300},
+                "partition": {"name": "degree", "clients": 50, "p": 0.5, "samples_per_client": 600},
                 "client": {"steps": 10, "batch_size": 32, "optimizer": {"name": "sgd", "lr": 0.05}},
-                "participation": {"name": "full", "malicious": 6},
+                "participation": {"name": "full", "malicious": 10},
                 "attack": {"name": "fang_krum", "knowledge": knowledge},
-                "aggregator": {"name": "krum", "n_byzantine": 6, "squared": False},
+                "aggregator": {"name": "krum", "n_byzantine": 10, "squared": False},
                 "evaluation": {"every": 20, "twin": True},
             }
         )

@@ -46,7 +46,10 @@ class Sequential(Engine):
         updates_CD = global_D.new_empty(len(jobs), len(global_D))
         for job, row_D in zip(jobs, updates_CD, strict=True):
             bench.flat.load_(global_D)
-            module = ClientModule(bench.flat, client.optimizer.at(round), bench.generator(job, round))
-            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), callbacks())
+            watching = callbacks()
+            module = ClientModule(
+                bench.flat, client.optimizer.at(round), bench.generator(job, round), watched=bool(watching)
+            )
+            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), watching)
             torch.sub(bench.flat.vector(), global_D, out=row_D)
         return updates_CD

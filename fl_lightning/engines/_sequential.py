@@ -44,6 +44,8 @@ class Sequential(Engine):
     ) -> Tensor:
         """One fit a client; see `Engine.train`."""
         updates_CD = global_D.new_empty(len(jobs), len(global_D))
+        if global_D.device.type == "cpu":  # pooling is several times faster
+            bench.flat.network.to(memory_format=torch.channels_last)
         for job, row_D in zip(jobs, updates_CD, strict=True):
             bench.flat.load_(global_D)
             watching = callbacks()

@@ -52,7 +52,7 @@ def fedavg(federation: Federation, rounds: int) -> Tensor:
     return global_D
 
 
-def federation_of(engine: str, model: Any, optimizer: dict[str, Any], precision: int) -> Federation:
+def federation_of(engine: str, model: Any, optimizer: dict[str, Any], precision: Any) -> Federation:
     return Federation(
         load(
             {
@@ -89,6 +89,15 @@ def test_dropout_draws_the_same_masks_in_every_engine():
     settings |= {"client": {"steps": 2, "batch_size": 8}, "trainer": {"precision": 64, "accelerator": "cpu"}}
     states = [Federation(load(settings | {"fast": True, "engine": e})).run() for e in ("sequential", "vectorized")]
     assert float((states[0].global_D - states[1].global_D).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+@pytest.mark.parametrize("model", ["lenet5", {"name": "mlp", "hidden": [12]}], ids=["lenet5", "mlp"])
+def test_bfloat16_products_keep_the_direction_of_training(engine: str, model: Any):
+    exact, rounded = (federation_of(engine, model, SGD, precision) for precision in (32, "bf16"))
+    moved, close = (own.run().global_D - own.initial_D for own in (exact, rounded))
+    assert close.dtype == torch.float32
+    assert 0 < float((moved - close).norm() / moved.norm()) < 0.2
 
 
 class Counter(Callback):

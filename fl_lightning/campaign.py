@@ -55,6 +55,7 @@ def run_campaign(
     title: str,
     jobs: int = 1,
     progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
+    reuse: bool = False,
 ) -> Campaign:
     """Run every experiment with each of its seeds.
 
@@ -66,6 +67,7 @@ def run_campaign(
         title: name of the parent run.
         jobs: worker processes.
         progress: told how many of all cells are done, and which one was last.
+        reuse: take finished runs of equal configuration from other campaigns, too.
 
     Raises:
         ConfigError: no experiments, or the same campaign runs in another process.
@@ -81,6 +83,9 @@ def run_campaign(
     with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
         parent = _parent(store, next(iter(experiments.values())), title, key)
         known = {Cell(name, seed): run_id for (name, seed), run_id in tracking.named_children(store, parent).items()}
+        if reuse:
+            finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
+            known |= {cell: finished_runs[one.digest()] for cell, one in cells.items() if one.digest() in finished_runs}
         progress(0, len(cells), None)
         for cell, finished in _work(cells, known, parent, jobs):
             if isinstance(finished, Outcome):

@@ -52,6 +52,20 @@ def parser() -> argparse.ArgumentParser:
     matrix.add_argument("matrix", metavar="MATRIX", help="a name from configs/matrix/, or a YAML file")
     matrix.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
     matrix.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    papers = add("reproduce", _reproduce, "run the papers' tables and figures again and judge their claims")
+    papers.add_argument(
+        "tables",
+        metavar="PAPER[:TABLE]",
+        nargs="*",
+        help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
+    )
+    papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
+    papers.add_argument("--jobs", type=int, default=2, help="worker processes")
+    papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    papers.add_argument(
+        "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
+    )
+    papers.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, last on stdout")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     show = add("show", _show, "print the resolved configuration of an experiment as YAML")
@@ -174,6 +188,43 @@ def _matrix(options: argparse.Namespace) -> int:
         rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
         print(json.dumps(rows))
     return 1 if outcome.campaign.failures else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from fl_lightning.progress import CampaignProgress
+    from fl_lightning.reproduce import find_tables, plain, reproduce, write_verdicts
+    from fl_lightning.terminal import wide_console
+
+    console = wide_console()
+    tables = find_tables([] if options.tables == ["all"] else options.tables)
+    listing = Table("table", "claims", "quick, min", "full, min", "what it shows", box=None)
+    for name, one in tables.items():
+        minutes = [f"{one.sizes[size].minutes:g}" if size in one.sizes else "-" for size in ("quick", "full")]
+        listing.add_row(name, str(len(list(one.claims()))), *minutes, one.title)
+    console.print(listing)
+    if not options.tables:
+        console.print("run one: fl-lightning reproduce PAPER[:TABLE]; all quick ones: fl-lightning reproduce all")
+        return 0
+    expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
+    console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
+    tables = {name: one for name, one in tables.items() if options.size in one.sizes}
+    progress = CampaignProgress(f"reproduce {' '.join(options.tables)}")
+    outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
+    table = Table("claim", "", "printed", "measured", "verdict", box=None)
+    for row in outcome.rows():
+        table.add_row(*row)
+    console.print(table)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
+    console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
+    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.write:
+        write_verdicts(outcome, options.write)
+    if options.json:
+        print(json.dumps({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)}))
+    return 1 if outcome.failures else 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -208,6 +208,21 @@ def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
     )
 
 
+def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
+    """Finished cells of campaigns in an MLflow experiment: digest of the configuration -> run."""
+    found = store.search_runs(
+        [experiment_id(store, experiment)],
+        "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'",
+        max_results=50000,
+    )
+    return {run.data.tags["fl.config"]: run.info.run_id for run in found}
+
+
+def history(store: MlflowClient, run_id: str, metric: str) -> dict[int, float]:
+    """A metric of a run: round -> value."""
+    return {point.step: point.value for point in store.get_metric_history(run_id, metric)}
+
+
 def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
     """The oldest run of an MLflow experiment that carries a tag, or None."""
     query = f"tags.`{tag}` = '{value}'"

@@ -158,20 +158,9 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     files = {file.path for file in store.list_artifacts(outcome.run_id)}
     assert {"verdicts.md", "verdicts.json", "verdicts.png"} <= files
     target = tmp_path / "PAGE.md"
-    target.write_text("before\n<!-- verdicts -->
-2 confirmed, 1 weaker, 3 undecided
-
-| claim | | printed | measured | verdict |
-|---|---|---|---|---|
-| N.1 | global/accuracy of loud, mean | 0.1 | 0.157 ± 0.052 | weaker |
-| N.2 | global/accuracy of loud, median | 0.2 | 0.233 ± 0.057 | confirmed |
-| O.1 | noise matters (mean) |  | 0.050 ± 0.252 | undecided |
-| O.2 | noise matters (second round) |  | 0.057 ± 0.263 | undecided |
-| O.3 | noise matters (median) |  | -0.027 ± 0.225 | undecided |
-| B | median holds | 0 | 0.233 ± 0.057 | confirmed |
-<!-- /verdicts -->\nafter\n")
+    target.write_text("before\n<!-- verdicts -->\nof yesterday\n<!-- /verdicts -->\nafter\n")
     write_verdicts(again, str(target))
-    assert "\nold\n" not in target.read_text()
+    assert "of yesterday" not in target.read_text()
     assert target.read_text().count("| N.1 |") == 1
     with pytest.raises(ConfigError, match="to write between"):
         write_verdicts(again, str(Path(__file__).with_name("conftest.py")))

@@ -27,6 +27,7 @@ from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import ConfigError, Slot, component, explain, named_config, suggest, to_plain
+from fl_lightning.server import Server
 
 __all__ = [
     "Evaluation",
@@ -42,21 +43,6 @@ __all__ = [
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
 Direction = Literal["maximize", "minimize"]
-
-
-@component
-class Server:
-    """The server step: global model + lr * aggregated update.
-
-    Attributes:
-        lr: the server's learning rate.
-        optimizer: what is done with the aggregated update.
-        weights: whether clients weigh as many as they have samples, or all the same.
-    """
-
-    lr: float = Field(default=1.0, gt=0)
-    optimizer: Literal["sgd"] = "sgd"
-    weights: Literal["samples", "equal"] = "samples"
 
 
 @component
@@ -227,6 +213,10 @@ class Experiment(BaseModel):
             settings = ", ".join(f"{key}={value}" for key, value in optimizer.to_dict().items())
             raise ConfigError(
                 f"the prediction is that of sgd without momentum and weight decay, got {settings}", "evaluation.effect"
+            )
+        if self.server.optimizer != "sgd":
+            raise ConfigError(
+                f"the prediction is that of server.optimizer sgd, got {self.server.optimizer}", "evaluation.effect"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -81,6 +81,12 @@ def test_orders_are_judged_pair_by_pair(factor: float, higher: list[float], lowe
     assert judge(ABOVE.model_copy(update={"factor": factor}), higher, lower) == expected
 
 
+def test_an_order_may_allow_for_a_margin():
+    higher, lower = [0.80, 0.81, 0.79], [0.84, 0.84, 0.84]
+    assert judge(ABOVE, higher, lower) == "not reproduced"
+    assert judge(ABOVE.model_copy(update={"margin": 0.07}), higher, lower) == "confirmed"
+
+
 @pytest.mark.parametrize(
     ("limits", "values", "expected"),
     [

@@ -252,8 +252,8 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
     * a printed value v is *confirmed* if |m - v| is at most the tolerance or h; beyond it, *stronger* or *weaker* by its sign;
       *not reproduced* if it falls short by more than four tolerances and more than half of v; *undecided* if h exceeds four
       tolerances;
-    * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies above 0,
-      *not reproduced* if it lies below or all are 0, else *undecided*;
+    * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
+      above 0, *not reproduced* if it lies below or all are 0, else *undecided*;
     * a limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
     Args:

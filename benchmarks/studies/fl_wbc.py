@@ -41,9 +41,11 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "fl_wbc 0.4": {"wbc": WBC},
         "median": {"aggregator": {"name": "median"}},
         "trimmed_mean 2": {"aggregator": {"name": "trimmed_mean", "n_byzantine": 2}},
+    },
+    "control": {
+        "fl_wbc 0.4, mask 1": {"wbc": WBC | {"mask": False}},
         "fl_wbc 0.4 + median": {"wbc": WBC, "aggregator": {"name": "median"}},
     },
-    "control": {"fl_wbc 0.4, mask 1": {"wbc": WBC | {"mask": False}}},
     "trade-off": {
         **{f"fl_wbc {std}": {"wbc": WBC | {"std": std}} for std in (0.2, 0.7)},
         **{f"cdp {std} x lr": {"privacy": {"name": "cdp", "std": std, "rate": LR}} for std in (0.2, 0.4, 0.7)},

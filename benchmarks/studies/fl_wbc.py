@@ -5,9 +5,7 @@ on, five of ten clients repeat the same dirty-labelled image in the rounds `ATTA
 Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at most
 until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm.
 
-The model is FL-WBC's own CNN with half as many channels, 8 and 16 instead of 16 and 32, which costs a third of the time.
-
-    python benchmarks/studies/fl_wbc.py results.jsonl [--arms main] [--images 5] [--seeds 3]
+    python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--seeds 3]
     python benchmarks/studies/fl_wbc.py results.jsonl --summary
 """
 
@@ -26,14 +24,14 @@ from fl_lightning.attacks import Attack, Poisoned, TargetSamples, View
 from fl_lightning.config import load
 from fl_lightning.defenses import State
 from fl_lightning.federation import Federation
-from fl_lightning.models import Model
+from fl_lightning.models import Mlp, Model
 from fl_lightning.models._layers import cnn
 from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-START, ATTACKED, TAIL, LR = 25, (25, 29, 33, 37, 41), 10, 0.05
-LATER = (2, 3, 4)
+START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 10, 0.05
+LATER = range(2, len(ATTACKED))
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "main": {
@@ -99,7 +97,10 @@ class Repeated(Attack):
         return Poisoned(update_D.expand(view.n_malicious, -1))
 
 
-def prepared(seed: int, partition: str) -> Federation:
+MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn()}
+
+
+def prepared(model: str, seed: int, partition: str) -> Federation:
     """A federation after its honest start."""
     experiment = load(
         {
@@ -112,7 +113,7 @@ def prepared(seed: int, partition: str) -> Federation:
             "engine": "vectorized",
         }
     )
-    federation = Federation(experiment.model_copy(update={"model": SmallCnn()}))
+    federation = Federation(experiment.model_copy(update={"model": MODELS[model]}))
     while federation.state.round < START:
         federation.round()
     return federation
@@ -156,40 +157,48 @@ def mitigation(confidence: list[float], attack: int) -> int:
 
 def summary(path: Path) -> str:
     """A Markdown table: medians over the (image, seed) that an arm shares with no defence, with 95 % bootstrap intervals."""
-    runs: dict[tuple[str, str], dict[tuple[int, int], dict[str, Any]]] = {}
+    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
     for row in map(json.loads, path.read_text().splitlines()):
-        runs.setdefault((row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
     random = generator(0, "bootstrap")
+    numbers = f"{LATER[0] + 1}-{LATER[-1] + 1}"
     heads = [
         "arm",
         "pairs",
-        *(f"attack {attack + 1}" for attack in LATER),
+        f"rounds after attacks {numbers}",
+        "after the last",
+        "sum",
         "sum / none's",
         "accuracy",
         "minus none's",
         "mask",
     ]
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
-    for (partition, arm), own in runs.items():
-        pairs = sorted(own.keys() & runs[partition, "none"].keys())
-        both = [[run[pair] for pair in pairs] for run in (own, runs[partition, "none"])]
-        rounds, plain = (
-            torch.tensor([[mitigation(row["confidence"], k) for k in LATER] for row in rows]) for rows in both
+    for (model, partition, arm), own in runs.items():
+        none = runs[model, partition, "none"]
+        pairs = sorted(own.keys() & none.keys())
+        draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
+
+        def rounds(of: dict[tuple[int, int], dict[str, Any]], pairs: list[tuple[int, int]] = pairs) -> torch.Tensor:
+            return torch.tensor([[mitigation(of[pair]["confidence"], k) for k in LATER] for pair in pairs]).double()
+
+        rounds_PK = rounds(own)
+        sums_P, usual_P = rounds_PK.sum(1), rounds(none).sum(1)
+        ratio_N = middle(sums_P, draws_NP) / middle(usual_P, draws_NP).clamp(min=1)
+        loss_P = torch.tensor([100 * (own[pair]["accuracy"] - none[pair]["accuracy"]) for pair in pairs])
+        densities = [own[pair]["density"] or 0 for pair in pairs]
+        cells = (
+            f"{arm} ({model}, {partition})",
+            str(len(pairs)),
+            " ".join(f"{value:g}" for value in rounds_PK.quantile(0.5, dim=0).tolist()),
+            f"{rounds_PK[:, -1].quantile(0.5):g} {interval(middle(rounds_PK[:, -1], draws_NP))}",
+            f"{sums_P.quantile(0.5):g}",
+            f"{sums_P.quantile(0.5) / usual_P.quantile(0.5).clamp(min=1):.2f} {interval(ratio_N)}",
+            f"{sum(100 * own[pair]['accuracy'] for pair in pairs) / len(pairs):.1f}",
+            f"{loss_P.mean():+.1f} {interval(loss_P[draws_NP].mean(1))}",
+            f"{sum(densities) / len(densities):.3f}" if any(densities) else "",
         )
-        accuracy, usual = (100 * torch.tensor([row["accuracy"] for row in rows]) for rows in both)
-        draws = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
-        cells = [
-            f"{rounds[:, k].double().quantile(0.5):g} {interval(middle(rounds[:, k], draws))}"
-            for k in range(len(LATER))
-        ]
-        sums, plain_sums = rounds.sum(1), plain.sum(1)
-        ratio = middle(sums, draws) / middle(plain_sums, draws).clamp(min=1)
-        cells.append(f"{sums.double().quantile(0.5) / max(1, plain_sums.double().quantile(0.5)):.2f} {interval(ratio)}")
-        loss = accuracy - usual
-        cells += [f"{accuracy.mean():.1f}", f"{loss.mean():+.1f} {interval(loss[draws].double().mean(1))}"]
-        densities = [row["density"] for row in both[0] if row["density"] is not None]
-        cells.append(f"{sum(densities) / len(densities):.3f}" if densities else "")
-        lines.append(" | ".join([f"{arm} ({partition})", str(len(pairs)), *cells]))
+        lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -208,6 +217,7 @@ def main() -> None:
     """Every arm for every image and seed that the results do not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--model", default="mlp", choices=MODELS)
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default="main", choices=ARMS)
@@ -219,13 +229,13 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()
-    done = {(row["partition"], row["seed"], row["image"], row["arm"]) for row in rows}
+    done = {(row["model"], row["partition"], row["seed"], row["image"], row["arm"]) for row in rows}
     starts: dict[int, Federation] = {}
     for image, seed, (label, arm) in product(range(args.images), range(args.seeds), ARMS[args.arms].items()):
-        if (args.partition, seed, image, label) in done:
+        if (args.model, args.partition, seed, image, label) in done:
             continue
         if seed not in starts:
-            starts[seed] = prepared(seed, args.partition)
+            starts[seed] = prepared(args.model, seed, args.partition)
         row = {"partition": args.partition, "seed": seed, "image": image, "arm": label} | campaign(
             starts[seed], image, arm
         )

@@ -57,7 +57,7 @@ def distances_to(updates_CD: Tensor, selected: int) -> Tensor:
     squares_C = torch.zeros(len(updates_CD), dtype=torch.float64, device=updates_CD.device)
     for block_CB in torch.split(updates_CD, COLUMNS, dim=1):
         block_CB = block_CB.to(torch.promote_types(block_CB.dtype, torch.float32))
-        squares_C += (block_CB - block_CB[selected]).square().sum(1)
+        squares_C += torch.linalg.vector_norm(block_CB - block_CB[selected], dim=1).double().square()
     return squares_C.sqrt()
 
 

@@ -30,7 +30,7 @@ from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 10, 0.05
+START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 30, 0.05
 LATER = range(2, len(ATTACKED))
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--model", default="mlp", choices=MODELS)
     parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first image")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default="main", choices=ARMS)
     parser.add_argument("--partition", default="iid", choices=("iid", "shards"))
@@ -231,14 +232,15 @@ def main() -> None:
     rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()
     done = {(row["model"], row["partition"], row["seed"], row["image"], row["arm"]) for row in rows}
     starts: dict[int, Federation] = {}
-    for image, seed, (label, arm) in product(range(args.images), range(args.seeds), ARMS[args.arms].items()):
+    for image, seed, (label, arm) in product(
+        range(args.first, args.first + args.images), range(args.seeds), ARMS[args.arms].items()
+    ):
         if (args.model, args.partition, seed, image, label) in done:
             continue
         if seed not in starts:
             starts[seed] = prepared(args.model, seed, args.partition)
-        row = {"partition": args.partition, "seed": seed, "image": image, "arm": label} | campaign(
-            starts[seed], image, arm
-        )
+        row = {"model": args.model, "partition": args.partition, "seed": seed, "image": image, "arm": label}
+        row |= campaign(starts[seed], image, arm)
         with args.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         rounds = [mitigation(row["confidence"], attack) for attack in range(len(ATTACKED))]

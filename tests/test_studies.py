@@ -43,8 +43,8 @@ def test_summary_of_fl_wbc(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     *_, none, defended = fl_wbc.summary(path).splitlines()
-    assert "| 3 | 2 2 2 2 2 2 | 2 [2, 2] | 12 | 1.00 [1, 1] | 80.0 | +0.0 [0, 0] |" in none
-    assert "| 2 | 1 1 1 1 1 1 | 1 [1, 1] | 6 | 0.50 [0.5, 0.5] | 75.0 | -5.0 [-5, -5] | 0.500 |" in defended
+    assert "| 3 | 2 2 2 2 2 2 | 2 [2, 2] | 1.00 [1, 1] | 80.0 | +0.0 [0, 0] |" in none
+    assert "| 2 | 1 1 1 1 1 1 | 1 [1, 1] | 0.50 [0.5, 0.5] | 75.0 | -5.0 [-5, -5] | 0.500 |" in defended
 
 
 @pytest.mark.parametrize("retreat", [0.0, 0.3])

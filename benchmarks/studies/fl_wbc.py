@@ -34,22 +34,19 @@ START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 30, 0.05
 LATER = range(2, len(ATTACKED))
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "main": {
-        "none": {},
-        "fl_wbc 0.4": {"wbc": WBC},
+    "main": {"none": {}, "fl_wbc 0.4": {"wbc": WBC}},
+    "rules": {
         "median": {"aggregator": {"name": "median"}},
         "trimmed_mean 2": {"aggregator": {"name": "trimmed_mean", "n_byzantine": 2}},
-    },
-    "control": {
-        "fl_wbc 0.4, mask 1": {"wbc": WBC | {"mask": False}},
         "fl_wbc 0.4 + median": {"wbc": WBC, "aggregator": {"name": "median"}},
     },
+    "control": {"fl_wbc 0.4, mask 1": {"wbc": WBC | {"mask": False}}},
     "trade-off": {
         **{f"fl_wbc {std}": {"wbc": WBC | {"std": std}} for std in (0.2, 0.7)},
-        **{f"cdp {std} x lr": {"privacy": {"name": "cdp", "std": std, "rate": LR}} for std in (0.2, 0.4, 0.7)},
-        **{f"ldp {std} x lr": {"privacy": {"name": "ldp", "std": std, "rate": LR}} for std in (0.5, 1.0, 2.0)},
-        **{f"cdp {std}": {"privacy": {"name": "cdp", "std": std}} for std in (0.1, 0.4)},
-        **{f"ldp {std}": {"privacy": {"name": "ldp", "std": std}} for std in (0.1, 0.4)},
+        **{f"cdp {std} x lr": {"privacy": {"name": "cdp", "std": std, "rate": LR}} for std in (0.4, 0.7)},
+        **{f"ldp {std} x lr": {"privacy": {"name": "ldp", "std": std, "rate": LR}} for std in (1.0, 2.0)},
+        "cdp 0.1": {"privacy": {"name": "cdp", "std": 0.1}},
+        "ldp 0.1": {"privacy": {"name": "ldp", "std": 0.1}},
     },
 }
 
@@ -167,8 +164,7 @@ def summary(path: Path) -> str:
         "pairs",
         f"rounds after attacks {numbers}",
         "after the last",
-        "sum",
-        "sum / none's",
+        "of none's",
         "accuracy",
         "minus none's",
         "mask",
@@ -183,17 +179,16 @@ def summary(path: Path) -> str:
             return torch.tensor([[mitigation(of[pair]["confidence"], k) for k in LATER] for pair in pairs]).double()
 
         rounds_PK = rounds(own)
-        sums_P, usual_P = rounds_PK.sum(1), rounds(none).sum(1)
-        ratio_N = middle(sums_P, draws_NP) / middle(usual_P, draws_NP).clamp(min=1)
+        last_P, usual_P = rounds_PK[:, -1], rounds(none)[:, -1]
+        ratio_N = middle(last_P, draws_NP) / middle(usual_P, draws_NP).clamp(min=1)
         loss_P = torch.tensor([100 * (own[pair]["accuracy"] - none[pair]["accuracy"]) for pair in pairs])
         densities = [own[pair]["density"] or 0 for pair in pairs]
         cells = (
             f"{arm} ({model}, {partition})",
             str(len(pairs)),
             " ".join(f"{value:g}" for value in rounds_PK.quantile(0.5, dim=0).tolist()),
-            f"{rounds_PK[:, -1].quantile(0.5):g} {interval(middle(rounds_PK[:, -1], draws_NP))}",
-            f"{sums_P.quantile(0.5):g}",
-            f"{sums_P.quantile(0.5) / usual_P.quantile(0.5).clamp(min=1):.2f} {interval(ratio_N)}",
+            f"{last_P.quantile(0.5):g} {interval(middle(last_P, draws_NP))}",
+            f"{last_P.quantile(0.5) / usual_P.quantile(0.5).clamp(min=1):.2f} {interval(ratio_N)}",
             f"{sum(100 * own[pair]['accuracy'] for pair in pairs) / len(pairs):.1f}",
             f"{loss_P.mean():+.1f} {interval(loss_P[draws_NP].mean(1))}",
             f"{sum(densities) / len(densities):.3f}" if any(densities) else "",

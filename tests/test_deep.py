@@ -1,6 +1,8 @@
 """Deep model poisoning and alternating minimisation: golden numbers, limits, and what the printed forms do."""
 
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from fl_lightning.attacks import AlternatingMinimization, Deep, ModelReplacement
 from fl_lightning.attacks._adversarial_task import AdversarialTask, endless
 from fl_lightning.attacks._alternating_minimization import BoostedSteps, JointGradient, row_sum
 from fl_lightning.attacks._deep import MainThenAdversarial, benign_update, curvature
-from fl_lightning.attacks._model_replacement import boosted
+from fl_lightning.attacks._model_replacement import boosted, start_model
 from fl_lightning.callbacks import ProximalPull
 from fl_lightning.client import Sgd
+from fl_lightning.config import load
 from fl_lightning.data import Samples
+from fl_lightning.federation import Federation
 from fl_lightning.randomness import generator
 from fl_lightning.testing.attacks import play, scene
 
@@ -151,6 +155,55 @@ def test_train_and_scale_submits_just_the_allowed_norm():
     played = play(ModelReplacement(boost=100.0, max_norm=0.7))
     assert_close(played.submitted_CD[played.malicious_C].norm(dim=1), torch.full((3,), 0.7))
     assert_close(boosted(torch.zeros(1, 2), 3.0, 1.0), torch.zeros(1, 2))
+
+
+# --- model replacement: anticipated benign updates ---------------------------------------------------------------------------
+
+
+def test_the_foreseen_start_is_where_the_benign_updates_lead():
+    """Two attackers, two benign clients, server rate 0.5."""
+    seen = SimpleNamespace(
+        global_D=torch.tensor([1.0, 0.0]),
+        server_lr=0.5,
+        n_clients=4,
+        n_malicious=2,
+        own_weights=torch.ones(2),
+        benign_weights=torch.ones(2),
+        benign_updates=torch.tensor([[1.0, 0.0], [3.0, 2.0]]),
+        own_updates=torch.tensor([[2.0, 0.0], [0.0, 2.0]]),
+        known_updates=torch.tensor([[2.0, 0.0], [0.0, 2.0]]),
+    )
+    full, blind = (SimpleNamespace(**vars(seen), knowledge=level) for level in ("full", "none"))
+    assert_close(start_model(full, "foreseen"), torch.tensor([1.5, 0.25]))
+    assert_close(start_model(blind, "foreseen"), torch.tensor([1.25, 0.25]))
+    assert torch.equal(start_model(full, "global"), seen.global_D)
+
+
+@pytest.mark.parametrize("attack", [ModelReplacement(), Deep(rho1=0.0, rho2=0.0)], ids=["replacement", "deep"])
+def test_with_the_benign_updates_known_the_mean_becomes_what_the_attackers_trained(attack, monkeypatch):
+    tree = {
+        "data": "digits",
+        "partition": {"name": "iid", "clients": 6, "samples_per_client": 20},
+        "model": {"name": "mlp", "hidden": [8]},
+        "client": {"steps": 5, "batch_size": 10},
+        "participation": {"name": "full", "malicious": 2},
+        "server": {"lr": 0.5, "weights": "equal"},
+        "attack": replace(attack, start="foreseen", knowledge="full").to_dict(),
+    }
+    federation = Federation(load(tree))
+    engine, fits = type(federation.experiment.engine), []
+    train = engine.train
+
+    def spy(self, bench, start_D, *rest):
+        fits.append((start_D, train(self, bench, start_D, *rest)))
+        return fits[-1][1]
+
+    monkeypatch.setattr(engine, "train", spy)
+    federation.round()
+    (global_D, honest_CD), (start_D, trained_MD) = fits
+    benign_CD = honest_CD[~federation.experiment.participation.sample(0, 6, 0).malicious]
+    assert_close(start_D, global_D + 0.5 * benign_CD.sum(0) / 6)
+    assert_close(federation.state.global_D, start_D + trained_MD.mean(0), atol=1e-6, rtol=0)
 
 
 # --- alternating minimisation ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ products over the clients. byzfl's client does the same local steps with its own
 """
 
 import argparse
+import copy
 import json
 import platform
 import subprocess
@@ -47,7 +48,7 @@ def setting(model: Model, n_clients: int, samples: int, accelerator: str) -> tup
 
 def by_hand(bench: Bench, jobs: list[Job]) -> torch.Tensor:
     """What one writes without any framework: every client after the other."""
-    network, start = bench.flat.network, bench.flat.vector()
+    network, start = copy.deepcopy(bench.flat.network), bench.flat.vector()
     updates = start.new_empty(len(jobs), len(start))
     for row, job in zip(updates, jobs, strict=True):
         nn.utils.vector_to_parameters(start.clone(), network.parameters())
@@ -57,7 +58,6 @@ def by_hand(bench: Bench, jobs: list[Job]) -> torch.Tensor:
             nn.functional.cross_entropy(network(job.samples.x[rows]), job.samples.y[rows]).backward()
             optimizer.step()
         torch.sub(nn.utils.parameters_to_vector(network.parameters()).detach(), start, out=row)
-    nn.utils.vector_to_parameters(start, network.parameters())
     return updates
 
 

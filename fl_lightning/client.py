@@ -1,4 +1,4 @@
-"""One client: how it trains (`Client`) and the LightningModule that does it (`ClientModule`)."""
+"""One client: how it trains (`Client`) and the LightningModules that do it (`LocalTraining`, `ClientModule`)."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from fl_lightning.losses import LOSSES
 from fl_lightning.models import draw_masks
 from fl_lightning.registry import Component, ConfigError, Registry, Slot, component, suggest
 
-__all__ = ["Adam", "CallbackConfig", "Client", "ClientModule", "Optimizer", "Sgd", "batch_plan"]
+__all__ = ["Adam", "CallbackConfig", "Client", "ClientModule", "LocalTraining", "Optimizer", "Sgd", "batch_plan"]
 
 
 @component
@@ -42,6 +42,11 @@ class Optimizer(Component, ABC):
         """The optimizer with the learning rate of a communication round (from 0)."""
         return self if self.decay == 1 else replace(self, lr=self.lr * self.decay**round)
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step is theta - lr * gradient and nothing else."""
+        return False
+
     @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimizer over these parameters."""
@@ -55,6 +60,11 @@ class Sgd(Optimizer):
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    @property
+    def plain(self) -> bool:
+        """Without momentum, weight decay and clipping."""
+        return self.momentum == self.weight_decay == 0 and self.max_grad_norm is None
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """torch.optim.SGD."""
@@ -158,47 +168,86 @@ def batch_plan(n: int, client: Client, generator: torch.Generator) -> list[Tenso
     return plan[: client.steps]
 
 
-class ClientModule(LightningModule):
-    """One client's local training as a LightningModule.
+class LocalTraining(LightningModule, ABC):
+    """What one client and stacked clients have in common: how a local step is done.
 
     Args:
-        flat: architecture and loss; the network is trained in place.
         optimizer: configuration of the local optimizer.
-        generator: the client's own random numbers in this round (dropout, noise of callbacks).
+        generators: one a client: its own random numbers in this round (dropout, noise of callbacks).
+        watched: whether callbacks look on. If none does, a step does not go through Lightning's hooks, which cost more than
+            the arithmetic of a small model.
 
     Attributes:
         n_stacked: number of clients in this module; callbacks that also serve stacked clients read it.
         generators: one generator a client.
     """
 
-    n_stacked = 1
-
-    def __init__(self, flat: FlatNetwork, optimizer: Optimizer, generator: torch.Generator):
+    def __init__(self, optimizer: Optimizer, generators: list[torch.Generator], watched: bool):
         super().__init__()
+        self.optimizer_config = optimizer
+        self.generators = generators
+        self.n_stacked = len(generators)
+        self.automatic_optimization = watched
+
+    @abstractmethod
+    def batch_loss(self, batch: Any) -> Tensor:
+        """Mean loss of one batch, summed over the clients."""
+
+    @abstractmethod
+    def clip(self, limit: float) -> None:
+        """Scale every client's gradient down to an L2 norm of at most `limit`."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One local step; its loss if Lightning is to do the rest."""
+        loss = self.batch_loss(batch)
+        if self.automatic_optimization:
+            return loss
+        optimizer = self.trainer.optimizers[0]
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        return None
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale long gradients down."""
+        if limit := self.optimizer_config.max_grad_norm:
+            self.clip(limit)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The local optimizer over all parameters."""
+        return self.optimizer_config.build(self.parameters())
+
+
+class ClientModule(LocalTraining):
+    """One client's local training as a LightningModule.
+
+    Args:
+        flat: architecture and loss; the network is trained in place.
+        optimizer: configuration of the local optimizer.
+        generator: the client's own random numbers in this round.
+        watched: see `LocalTraining`.
+    """
+
+    def __init__(self, flat: FlatNetwork, optimizer: Optimizer, generator: torch.Generator, watched: bool = True):
+        super().__init__(optimizer, [generator], watched)
         self.network = flat.network
         self.loss = LOSSES[flat.loss]
-        self.optimizer_config = optimizer
-        self.generators = [generator]
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, ...]` inputs to `[B, K]` scores."""
         scores: Tensor = self.network(x)
         return scores
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss of one batch."""
         x, y = batch
         draw_masks(self.network, len(y), self.generators[0])
         return self.loss(self(x), y).mean()
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Scale a long gradient down."""
-        if limit := self.optimizer_config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The local optimizer over the network's parameters."""
-        return self.optimizer_config.build(self.network.parameters())
+    def clip(self, limit: float) -> None:
+        """Scale the gradient down."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
 
 REGISTRIES = {"optimizer": Registry("optimizer", [Sgd, Adam])}

@@ -5,15 +5,15 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl_lightning.client import Optimizer
+from fl_lightning.client import LocalTraining, Optimizer
 from fl_lightning.data import Samples
 from fl_lightning.flat import FlatNetwork
 from fl_lightning.losses import LOSSES
 from fl_lightning.models import KeyedDropout, sample_masks
+from fl_lightning.stacked import DenseStack
 
 __all__ = ["ClientCohort", "CohortBatch", "LockStep"]
 
@@ -71,7 +71,7 @@ class LockStep:
             yield CohortBatch(x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:]), weights_AB)
 
 
-class ClientCohort(LightningModule):
+class ClientCohort(LocalTraining):
     r"""Clients of one architecture that train in lock step, each on its own batches.
 
     The parameters are stacked, `[C, ...]`, and the loss is the sum of the clients' own mean losses,
@@ -87,10 +87,10 @@ class ClientCohort(LightningModule):
         generators: one a client, in the order of the batches.
         global_D: `[D]` the model that all clients start from.
         batches: the local steps.
+        watched: see `LocalTraining`. If nobody looks on, plain gradient descent on dense layers is folded into the backward
+            pass (`DenseStack`).
 
     Attributes:
-        n_stacked: number of clients C; callbacks that serve stacked clients read it.
-        generators: one generator a client.
         parameter_names: the names that the stacked parameters have in one client, in their order.
     """
 
@@ -101,24 +101,28 @@ class ClientCohort(LightningModule):
         generators: list[torch.Generator],
         global_D: Tensor,
         batches: LockStep,
+        watched: bool = True,
     ):
-        super().__init__()
+        super().__init__(optimizer, generators, watched)
         self.flat = flat
         self.loss = LOSSES[flat.loss]
-        self.optimizer_config = optimizer
-        self.generators = generators
-        self.n_stacked = len(generators)
         self.parameter_names = flat.names
         self.active = batches.active
         self.drops = any(isinstance(module, KeyedDropout) for module in flat.network.modules())
         self.one_by_one = loops_over_clients(flat.network, global_D.device)
-        store = _channels_last if self.one_by_one else _transposed
+        self.dense: DenseStack | None = None
+        if DenseStack.fits(flat.network):
+            self.dense = DenseStack(flat.network, optimizer.lr if optimizer.plain and not watched else None)
+        store = _repeated if self.dense else _channels_last if self.one_by_one else _transposed
         self.stack = nn.ParameterList(store(part, self.n_stacked) for part in flat.split(global_D).values())
         self._stopped: list[tuple[slice, list[Tensor]]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """`[A, B, ...]` inputs to the `[A, B, K]` scores of the first A clients, in the mode of this module."""
         network, n = self.flat.network.train(self.training), len(x)
+        rows = [part if n == self.n_stacked else part[:n] for part in self.stack]
+        if self.dense:
+            return self.dense(dict(zip(self.flat.names, rows, strict=True)), x)
         masks = self._masks(n, x.shape[1])
 
         def scores(parameters: list[Tensor], masks: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -126,7 +130,6 @@ class ClientCohort(LightningModule):
             out: Tensor = functional_call(network, named, (x,))
             return out
 
-        rows = [part if n == self.n_stacked else part[:n] for part in self.stack]
         if not self.one_by_one:
             return torch.vmap(scores)(rows, masks, x)
         parts = [part.unbind() for part in rows]
@@ -140,7 +143,7 @@ class ClientCohort(LightningModule):
         masks = [sample_masks(self.flat.network, batch_size, own) for own in self.generators[:n]]
         return {name: torch.stack([own[name] for own in masks]) for name in masks[0]}
 
-    def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: CohortBatch) -> Tensor:
         """Sum over the clients of the mean loss of their batch."""
         losses = self.loss(self(batch.x).flatten(0, 1), batch.y.flatten())
         return losses @ batch.weights.flatten()
@@ -149,20 +152,13 @@ class ClientCohort(LightningModule):
         """Nothing to do: batches are gathered on the device."""
         return batch
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def clip(self, limit: float) -> None:
         """Scale the long gradients down, each client's own."""
-        limit = self.optimizer_config.max_grad_norm
-        if limit is None:
-            return
         grads = [part.grad for part in self.stack if part.grad is not None]
         norms_C = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
         scales_C = (limit / (norms_C + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
         for grad in grads:
             grad.mul_(scales_C.view(-1, *[1] * (grad.ndim - 1)))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The local optimizer over the stacked parameters."""
-        return self.optimizer_config.build(self.stack)
 
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: CohortBatch, batch_idx: int) -> None:
@@ -190,10 +186,15 @@ def loops_over_clients(network: nn.Module, device: torch.device) -> bool:
     return device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
+def _repeated(part: Tensor, n: int) -> nn.Parameter:
+    """One copy a client."""
+    return nn.Parameter(part.repeat(n, *[1] * part.ndim))
+
+
 def _channels_last(part: Tensor, n: int) -> nn.Parameter:
     """One copy a client, convolutions stored channels last: pooling is several times faster on a CPU."""
     if part.ndim != 4:
-        return nn.Parameter(part.repeat(n, *[1] * part.ndim))
+        return _repeated(part, n)
     out, depth, height, width = part.shape
     stored = part.new_empty(n, out, height, width, depth).permute(0, 1, 4, 2, 3)
     return nn.Parameter(stored.copy_(part))
@@ -202,5 +203,5 @@ def _channels_last(part: Tensor, n: int) -> nn.Parameter:
 def _transposed(part: Tensor, n: int) -> nn.Parameter:
     """One copy a client, matrices stored transposed: the layout in which their gradient arrives, so that nothing is copied."""
     if part.ndim != 2:
-        return nn.Parameter(part.repeat(n, *[1] * part.ndim))
+        return _repeated(part, n)
     return nn.Parameter(part.T.contiguous().repeat(n, 1, 1).transpose(-1, -2))

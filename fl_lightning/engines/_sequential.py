@@ -44,9 +44,14 @@ class Sequential(Engine):
     ) -> Tensor:
         """One fit a client; see `Engine.train`."""
         updates_CD = global_D.new_empty(len(jobs), len(global_D))
+        if global_D.device.type == "cpu":  # pooling is several times faster
+            bench.flat.network.to(memory_format=torch.channels_last)
         for job, row_D in zip(jobs, updates_CD, strict=True):
             bench.flat.load_(global_D)
-            module = ClientModule(bench.flat, client.optimizer.at(round), bench.generator(job, round))
-            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), callbacks())
+            watching = callbacks()
+            module = ClientModule(
+                bench.flat, client.optimizer.at(round), bench.generator(job, round), watched=bool(watching)
+            )
+            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), watching)
             torch.sub(bench.flat.vector(), global_D, out=row_D)
         return updates_CD

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -52,7 +52,8 @@ class Vectorized(Engine):
         callbacks: Callable[[], list[Callback]],
     ) -> Tensor:
         """One fit a chunk of clients; see `Engine.train`."""
-        if reason := unstackable(bench.flat.network, client, callbacks()):
+        watching = callbacks()
+        if reason := unstackable(bench.flat.network, client, watching):
             _say_once(reason)
             return Sequential().train(bench, global_D, jobs, client, round, callbacks)
         plans = [bench.plan(job, client, round) for job in jobs]
@@ -62,7 +63,9 @@ class Vectorized(Engine):
             samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
             batches = LockStep(samples, chunk_plans)
             generators = [bench.generator(jobs[i], round) for i in chunk]
-            cohort = ClientCohort(bench.flat, client.optimizer.at(round), generators, global_D, batches)
+            cohort = ClientCohort(
+                bench.flat, client.optimizer.at(round), generators, global_D, batches, watched=bool(watching)
+            )
             bench.trainer.fit(cohort, batches, callbacks())
             cohort.write_updates(rows_cD, global_D)
         if order == sorted(order):
@@ -104,12 +107,14 @@ def clients_that_fit(flat: FlatNetwork, samples: Samples, batch_size: int) -> in
         return CPU_CONVOLUTIONS
     budget = torch.cuda.mem_get_info(device)[0] * GPU_SHARE if device.type == "cuda" else CPU_BUDGET
     # parameters, gradients, two states of the optimizer, rows of clients that stopped early
-    numbers = 5 * flat.dim + activations(flat, samples.x[:1].expand(batch_size, *samples.x.shape[1:]))
+    numbers = 5 * flat.dim + activations(flat, (batch_size, *samples.x.shape[1:]))
     return max(1, int(budget // (numbers * item)))
 
 
-def activations(flat: FlatNetwork, x: Tensor) -> int:
-    """How many numbers one forward pass keeps for its backward pass; counted on the meta device, nothing is computed."""
+@lru_cache(maxsize=16)
+def activations(flat: FlatNetwork, shape: tuple[int, ...]) -> int:
+    """How many numbers a forward pass over `shape` keeps for its backward pass; counted without computing anything."""
+    x = torch.empty(shape, device="meta")
     kept = x.numel()
 
     def count(tensor: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def activations(flat: FlatNetwork, x: Tensor) -> int:
         for name, shape in zip(flat.names, flat.shapes, strict=True)
     }
     with flat.eval_mode(), saved_tensors_hooks(count, lambda tensor: tensor):
-        functional_call(flat.network, parameters, (torch.empty(x.shape, device="meta"),))
+        functional_call(flat.network, parameters, (x,))
     return kept
 
 

@@ -417,8 +417,8 @@ def test_claim_the_simplified_constraint_works_with_its_margin():
 
 
 @pytest.mark.slow
-def test_claim_blind_calm_holds_more_than_printed_and_label_flipping():
+def test_claim_blind_calm_holds_more_than_printed_and_other_attacks():
     calm, printed = (tail(mnist(name, 60, KRUM), 1 / 2) for name in ("cmp_blind", "cmp_blind_printed"))
-    flip = tail(mnist("label_flip", 60, KRUM), 1 / 2)
+    others = ("label_flip", {"name": "alternating_minimization", "objective": {"name": "label_map"}})
     assert calm > 1.5 * printed
-    assert calm >= 5 * flip
+    assert calm >= 5 * max(tail(mnist(other, 60, KRUM), 1 / 2) for other in others)

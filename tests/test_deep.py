@@ -206,6 +206,28 @@ def test_with_the_benign_updates_known_the_mean_becomes_what_the_attackers_train
     assert_close(federation.state.global_D, start_D + trained_MD.mean(0), atol=1e-6, rtol=0)
 
 
+def test_anticipating_the_honest_clients_saves_the_second_attacked_round():
+    """They all undo what the first one left; on seeds 0-2 the second success is 0.59, 0.91, 0.58 against 1.0, 1.0, 0.94."""
+
+    def second(start):
+        tree = {
+            "seed": 2,
+            "data": "digits",
+            "rounds": 7,
+            "partition": {"name": "dirichlet", "clients": 10, "alpha": 1.0, "min_samples": 20},
+            "model": {"name": "mlp", "hidden": [32]},
+            "client": {"epochs": 5, "batch_size": 16, "optimizer": {"name": "adam", "lr": 0.003}},
+            "participation": {"name": "full", "malicious": 1, "schedule": {"name": "from_round", "round": 5}},
+            "server": {"weights": "equal"},
+            "attack": {"name": "model_replacement", "epochs": 10, "start": start}
+            | {"objective": {"name": "trigger", "label": 7, "size": 2, "offset": 0}},
+        }
+        return Federation(load(tree)).run().history[-1]["attack/success"]
+
+    assert second("foreseen") > 0.85
+    assert second("global") < 0.75
+
+
 # --- alternating minimisation ------------------------------------------------------------------------------------------------
 
 

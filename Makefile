@@ -59,8 +59,8 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## measure speed; results beside the scripts in benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup  ## measure speed; results beside the scripts in benchmarks/, table in README.md
+	@for script in benchmarks/bench_*.py benchmarks/report.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 data: setup  ## get the data sets named in DATA
 	$(BIN)/fl-lightning data get $(DATA)

@@ -11,15 +11,14 @@ only timed below 200,000. Rows of the matrix are independent normal numbers.
 
 import argparse
 import json
-import platform
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import best_seconds, machine
 from torch import Tensor
 
 from fl_lightning import aggregators as ours
@@ -119,24 +118,6 @@ def add_flwr(table: dict[str, Contenders], x: Tensor, f: int) -> None:
         table["bulyan"]["flwr"] = lambda: flwr.aggregate_bulyan(list(clients), f, flwr.aggregate_krum, to_keep=0)
 
 
-def seconds(functions: Contenders, device: str, repeat: int, budget: float) -> dict[str, float]:
-    """Best time of each function; they take turns, slow ones fewer once they have used up their budget."""
-    best: dict[str, float] = {}
-    spent = dict.fromkeys(functions, 0.0)
-    for _ in range(repeat):
-        for name, function in functions.items():
-            if spent[name] > budget:
-                continue
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            elapsed = time.perf_counter() - start
-            spent[name] += elapsed
-            best[name] = min(elapsed, best.get(name, elapsed))
-    return best
-
-
 def peak_memory(n_clients: int, f: int, dimension: int) -> float:
     """Highest resident memory during a trimmed mean, beyond what was resident before it, as a share of the input."""
     updates_CD = torch.empty(n_clients, dimension).uniform_(-1, 1, generator=generator(0, "bench"))
@@ -185,13 +166,12 @@ def main() -> None:
         updates_CD = torch.randn(args.clients, dimension, generator=generator(0, "bench")).to(args.device)
         for rule, functions in contenders(updates_CD, args.byzantine).items():
             floor = {"floor": lambda updates_CD=updates_CD: updates_CD.mean(0)}
-            best = seconds(floor | functions, args.device, args.repeat, args.budget)
+            best = best_seconds(floor | functions, args.repeat, args.device, args.budget)
             rows.append({"rule": rule, "clients": args.clients, "dimension": dimension, **best})
             print(rows[-1], file=sys.stderr, flush=True)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, {args.threads} threads"
-    figures = {"device": device, "torch": torch.__version__, "peak_memory_of_trimmed_mean": peak, "seconds": rows}
-    args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"\n{device}, torch {torch.__version__}, f = {args.byzantine}, best of {args.repeat}\n\n{markdown(rows)}")
+    on = machine(args.device, args.threads)
+    args.out.write_text(json.dumps(on | {"peak_memory_of_trimmed_mean": peak, "seconds": rows}, indent=1) + "\n")
+    print(f"\n{on['device']}, torch {on['torch']}, f = {args.byzantine}, best of {args.repeat}\n\n{markdown(rows)}")
     if peak is not None:
         print(
             f"\nPeak memory of the trimmed mean at D = {args.memory_dimension:,}: {peak:.0%} of the input on top of it."

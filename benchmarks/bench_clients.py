@@ -11,7 +11,6 @@ products over the clients. byzfl's client does the same local steps with its own
 import argparse
 import copy
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import best_seconds, machine
 from torch import nn
 
 from fl_lightning.client import Client, Sgd
@@ -102,20 +102,6 @@ def matmul_floor(n_clients: int, samples: int) -> Callable[[], None]:
     return work
 
 
-def seconds(contenders: dict[str, Callable[[], Any]], repeat: int, device: torch.device) -> dict[str, float]:
-    """Best time of each; they take turns."""
-    best: dict[str, float] = {}
-    for _ in range(repeat):
-        for name, function in contenders.items():
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            elapsed = time.perf_counter() - start
-            best[name] = min(elapsed, best.get(name, elapsed))
-    return best
-
-
 def start_up(repeat: int = 5) -> float:
     """Seconds of `fl-lightning --help`."""
     taken = []
@@ -153,14 +139,13 @@ def main() -> None:
                 if name == "mlp":
                     contenders["matmul floor"] = matmul_floor(n_clients, args.samples)
             apart = (by_hand(bench, jobs) - engine(Vectorized(), bench, jobs)).abs().max()
-            best = seconds(contenders, args.repeat, bench.trainer.device)
+            best = best_seconds(contenders, args.repeat, bench.trainer.device.type)
             rows.append({"model": name, "clients": n_clients, "samples": args.samples, "apart": float(apart)} | best)
             print(rows[-1], file=sys.stderr, flush=True)
-    gpu = args.accelerator == "gpu"
-    device = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {args.threads} threads"
-    figures = {"device": device, "torch": torch.__version__, "help_seconds": start_up(), "seconds": rows}
+    on = machine("cuda" if args.accelerator == "gpu" else "cpu", args.threads)
+    figures: dict[str, Any] = on | {"help_seconds": start_up(), "seconds": rows}
     args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"\n{device}, torch {torch.__version__}, {args.samples} samples a client, best of {args.repeat}\n")
+    print(f"\n{on['device']}, torch {on['torch']}, {args.samples} samples a client, best of {args.repeat}\n")
     print(
         "| model | clients | by hand, s | sequential | vectorized | byzfl | matmul floor |\n|---|---|---|---|---|---|---|"
     )

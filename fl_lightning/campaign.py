@@ -1,23 +1,19 @@
 """Many named experiments as one: run in parallel, under one MLflow parent, continued where it was left."""
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mlflow import MlflowClient  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.config import Experiment
 from fl_lightning.paths import runs_folder
+from fl_lightning.processes import exclusive, share_cores
 from fl_lightning.registry import ConfigError
 from fl_lightning.runs import Outcome
 
@@ -59,6 +55,7 @@ def run_campaign(
     title: str,
     jobs: int = 1,
     progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
+    reuse: bool = False,
 ) -> Campaign:
     """Run every experiment with each of its seeds.
 
@@ -70,6 +67,7 @@ def run_campaign(
         title: name of the parent run.
         jobs: worker processes.
         progress: told how many of all cells are done, and which one was last.
+        reuse: take finished runs of equal configuration from other campaigns, too.
 
     Raises:
         ConfigError: no experiments, or the same campaign runs in another process.
@@ -82,9 +80,12 @@ def run_campaign(
     store = tracking.client()
     outcomes: dict[Cell, Outcome] = {}
     failures: dict[Cell, str] = {}
-    with _alone(runs_folder() / f"campaign-{key}.lock", title):
+    with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
         parent = _parent(store, next(iter(experiments.values())), title, key)
         known = {Cell(name, seed): run_id for (name, seed), run_id in tracking.named_children(store, parent).items()}
+        if reuse:
+            finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
+            known |= {cell: finished_runs[one.digest()] for cell, one in cells.items() if one.digest() in finished_runs}
         progress(0, len(cells), None)
         for cell, finished in _work(cells, known, parent, jobs):
             if isinstance(finished, Outcome):
@@ -117,17 +118,13 @@ def _work(
         yield from ((cell, _cell(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=_share_cores, initargs=(jobs,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, initializer=share_cores, initargs=(jobs,)) as pool:
         waiting: dict[Future[Outcome | str], Cell] = {
             pool.submit(_cell, cell, experiment, known.get(cell), parent): cell for cell, experiment in cells.items()
         }
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), future.result()
-
-
-def _share_cores(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:
@@ -141,14 +138,3 @@ def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -
         return runs.run(experiment, cell.name, parent=parent, kind="cell")
     except Exception as error:
         return f"{cell.name}, seed {cell.seed}: {type(error).__name__}: {error}"
-
-
-@contextmanager
-def _alone(path: Path, title: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{title!r} is running in another process") from None
-        yield

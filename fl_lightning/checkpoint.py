@@ -9,7 +9,7 @@ import torch
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.paths import runs_folder
 
-__all__ = ["Checkpoint", "run_folder", "write_atomically"]
+__all__ = ["Checkpoint", "run_folder", "save_state", "write_atomically"]
 
 
 def run_folder(run_id: str) -> Path:
@@ -24,6 +24,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_state(federation: Federation, path: Path) -> None:
+    """Replace a file by the federation's state; a killed process leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(federation.state_dict(), partial)
     partial.replace(path)
 
 
@@ -52,6 +60,4 @@ class Checkpoint:
         """Save the state after a round."""
         finished = federation.state.round >= federation.experiment.rounds or federation.state.stopped
         if finished or federation.state.round % self.every == 0:
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            torch.save(federation.state_dict(), partial)
-            partial.replace(self.path)
+            save_state(federation, self.path)

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fl_lightning.config import Experiment
-    from fl_lightning.runs import Outcome
-    from fl_lightning.sweep import SweepOutcome
 
 DESCRIPTION = "Measure how badly federated learning can be poisoned, and what stops it."
 EXAMPLES = """examples:
@@ -56,6 +52,20 @@ def parser() -> argparse.ArgumentParser:
     matrix.add_argument("matrix", metavar="MATRIX", help="a name from configs/matrix/, or a YAML file")
     matrix.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
     matrix.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    papers = add("reproduce", _reproduce, "run the papers' tables and figures again and judge their claims")
+    papers.add_argument(
+        "tables",
+        metavar="PAPER[:TABLE]",
+        nargs="*",
+        help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
+    )
+    papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
+    papers.add_argument("--jobs", type=int, default=2, help="worker processes")
+    papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    papers.add_argument(
+        "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
+    )
+    papers.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, last on stdout")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     show = add("show", _show, "print the resolved configuration of an experiment as YAML")
@@ -121,13 +131,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.resume and (options.overrides or options.fast):
         raise ConfigError("--resume takes everything from the run; it can be given no changes")
     from fl_lightning import runs
+    from fl_lightning.terminal import print_outcome
 
     if options.resume:
         outcome = runs.resume(options.resume, _watch)
     else:
         experiment = _load(options)
         outcome = runs.run(experiment, _label(options.experiment), _watch)
-    _print_outcome(outcome)
+    print_outcome(outcome)
     if options.json:
         print(json.dumps(outcome.to_dict()))
     return 0
@@ -136,11 +147,12 @@ def _run(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from fl_lightning.progress import SearchProgress
     from fl_lightning.sweep import sweep
+    from fl_lightning.terminal import print_sweep
 
     experiment = _load(options)
     progress = SearchProgress(experiment.sweep.metrics[0])
     outcome = sweep(experiment, _label(options.experiment), _watch, progress)
-    _print_sweep(outcome, experiment)
+    print_sweep(outcome, experiment)
     if options.json:
         from dataclasses import asdict
 
@@ -153,10 +165,11 @@ def _matrix(options: argparse.Namespace) -> int:
 
     from fl_lightning.matrix import load_matrix, run_matrix
     from fl_lightning.progress import CampaignProgress
+    from fl_lightning.terminal import wide_console
 
     matrix = load_matrix(options.matrix)
     outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
-    console = _console()
+    console = wide_console()
     attacks = list(matrix.attacks)
     table = Table(matrix.metric, *attacks, "accuracy without attack", box=None)
     for server in matrix.servers:
@@ -177,14 +190,52 @@ def _matrix(options: argparse.Namespace) -> int:
     return 1 if outcome.campaign.failures else 0
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from fl_lightning.progress import CampaignProgress
+    from fl_lightning.reproduce import find_tables, plain, reproduce, write_verdicts
+    from fl_lightning.terminal import wide_console
+
+    console = wide_console()
+    tables = find_tables([] if options.tables == ["all"] else options.tables)
+    listing = Table("table", "claims", "quick, min", "full, min", "what it shows", box=None)
+    for name, one in tables.items():
+        minutes = [f"{one.sizes[size].minutes:g}" if size in one.sizes else "-" for size in ("quick", "full")]
+        listing.add_row(name, str(len(list(one.claims()))), *minutes, one.title)
+    console.print(listing)
+    if not options.tables:
+        console.print("run one: fl-lightning reproduce PAPER[:TABLE]; all quick ones: fl-lightning reproduce all")
+        return 0
+    expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
+    console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
+    tables = {name: one for name, one in tables.items() if options.size in one.sizes}
+    progress = CampaignProgress(f"reproduce {' '.join(options.tables)}")
+    outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
+    table = Table("claim", "", "printed", "measured", "verdict", box=None)
+    for row in outcome.rows():
+        table.add_row(*row)
+    console.print(table)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
+    console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
+    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.write:
+        write_verdicts(outcome, options.write)
+    if options.json:
+        print(json.dumps({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)}))
+    return 1 if outcome.failures else 0
+
+
 def _list(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fl_lightning.callbacks import CALLBACKS
     from fl_lightning.config import experiment_names
     from fl_lightning.registry import SLOTS, registry
+    from fl_lightning.terminal import wide_console
 
-    console = _console()
+    console = wide_console()
     slots = [options.slot] if options.slot else ["experiment", *SLOTS, "callback"]
     for slot in slots:
         table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
@@ -220,8 +271,9 @@ def _data(options: argparse.Namespace) -> int:
 
     from fl_lightning import data
     from fl_lightning.registry import ConfigError
+    from fl_lightning.terminal import wide_console
 
-    console = _console()
+    console = wide_console()
     if options.verb == "get":
         if not options.names:
             raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
@@ -239,105 +291,9 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from fl_lightning.registry import ConfigError
+    from fl_lightning.cli_models import models
 
-    verbs = {
-        "list": (0, _models_list),
-        "show": (1, _models_show),
-        "compare": (2, _models_compare),
-        "export": (2, _models_export),
-        "analyze": (1, _models_analyze),
-    }
-    count, verb = verbs[options.verb]
-    if len(options.names) != count:
-        analyze = " NAME [--against CLEAN] [--out FILE]"
-        usage = {"list": "", "show": " NAME", "compare": " A B", "export": " NAME DIR", "analyze": analyze}[
-            options.verb
-        ]
-        raise ConfigError(f"usage: fl-lightning models {options.verb}{usage}")
-    return verb(options)
-
-
-def _models_list(options: argparse.Namespace) -> int:
-    from rich.table import Column, Table
-
-    from fl_lightning.model_registry import registered_models
-
-    versions = registered_models(options.attack, options.aggregator)
-    if not versions:
-        print("no registered models yet; `fl-lightning sweep mnist_backdoor` makes one")
-        return 0
-    table = Table(
-        Column("model", overflow="fold"),
-        "version",
-        "alias",
-        "attack",
-        "success",
-        "accuracy",
-        "seed",
-        Column("run", overflow="fold"),
-        box=None,
-    )
-    for version in versions:
-        tags = version.tags
-        figures = (tags.get(name, "") for name in ("attack", "attack/success", "global/accuracy", "seed"))
-        table.add_row(version.name, str(version.version), ", ".join(version.aliases), *figures, version.run_id)
-    _console().print(table)
-    print(
-        "\nload one: mlflow.pytorch.load_model('models:/NAME@strongest'); hand one on: fl-lightning models export NAME DIR"
-    )
-    return 0
-
-
-def _models_show(options: argparse.Namespace) -> int:
-    from rich.markdown import Markdown
-
-    from fl_lightning.model_registry import card, find
-
-    console = _console()
-    text = card(find(options.names[0]))
-    console.print(Markdown(text) if console.is_terminal else text, markup=False, soft_wrap=not console.is_terminal)
-    return 0
-
-
-def _models_compare(options: argparse.Namespace) -> int:
-    from rich.table import Table
-
-    from fl_lightning.model_registry import compare, find
-
-    one, other = map(find, options.names)
-    table = Table("", one.title, other.title, "difference", box=None)
-    for name in sorted(set(one.figures) | set(other.figures)):
-        values = [model.figures.get(name) for model in (one, other)]
-        difference = "" if None in values else f"{values[1] - values[0]:+.4g}"  # type: ignore[operator]
-        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values), difference)
-    console = _console()
-    console.print(table)
-    layers = Table("layer", "L2 distance", "relative", "cosine", box=None)
-    for name, distance, relative, cosine in compare(one, other):
-        layers.add_row(name, f"{distance:.4g}", f"{relative:.3f}", f"{cosine:.4f}")
-    console.print(layers)
-    return 0
-
-
-def _models_export(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from fl_lightning.model_registry import export, find
-
-    for path in export(find(options.names[0]), Path(options.names[1])):
-        print(path)
-    return 0
-
-
-def _models_analyze(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from fl_lightning.analysis import analyze
-
-    out = Path(options.out) if options.out else None
-    print(analyze(options.names[0], options.against, out, lambda title: print(f"done: {title}", file=sys.stderr)))
-    return 0
+    return models(options)
 
 
 def _ui(options: argparse.Namespace) -> int:
@@ -368,72 +324,8 @@ def _ui(options: argparse.Namespace) -> int:
     ).returncode
 
 
-def _console() -> "Console":
-    """Of the terminal's width; wide elsewhere, so that names can be copied from a file."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200)
-
-
 def _label(experiment: str) -> str:
     return os.path.splitext(os.path.basename(experiment))[0]
-
-
-def _print_outcome(outcome: "Outcome") -> None:
-    from rich.table import Table
-
-    from fl_lightning.metrics import interval
-
-    console = _console()
-    table = Table(
-        "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
-    )
-    for name, value in sorted(outcome.metrics.items()):
-        values = [one.metrics[name] for one in outcome.seeds]
-        shown = str(interval(values)) if values else f"{value:.4g}"
-        if not name.startswith("time/") or name == "time/round":
-            table.add_row(name, shown)
-    console.print(table)
-    if outcome.stopped:
-        console.print(f"stopped early: {outcome.stopped}", soft_wrap=True)
-    if outcome.registered_model:
-        console.print(f"registered: {outcome.registered_model}", soft_wrap=True)
-    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
-
-
-def _print_sweep(outcome: "SweepOutcome", experiment: "Experiment") -> None:
-    from rich.table import Table
-
-    console = _console()
-    metrics = experiment.sweep.metrics
-    title = "Pareto front" if len(metrics) > 1 else "best trials"
-    table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")
-    rows = [row for row in outcome.trials if row["front"]] or outcome.trials[:5]
-    for row in rows:
-        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["changes"].items())
-        state = row["state"] if row["feasible"] else "breaks a constraint"
-        figures = [_short(value) for value in row["values"] or [""] * len(metrics)]
-        table.add_row(str(row["number"]), *figures, state, settings)
-    console.print(table)
-    if outcome.searched is None:
-        console.print("no trial held the constraints; the figures are those of the one that missed them least")
-    seeds = len(experiment.sweep.confirm_seeds)
-    result = Table("", *metrics, box=None, title="strongest found", title_justify="left")
-    if outcome.searched:
-        result.add_row("in the search (optimistic)", *(f"{outcome.searched[metric]:.3f}" for metric in metrics))
-    result.add_row(f"on {seeds} unseen seeds", *(str(outcome.confirmed[metric]) for metric in metrics))
-    result.add_row("configured attack, same seeds", *(str(outcome.default[metric]) for metric in metrics))
-    console.print(result)
-    console.print(f"{outcome.verdict} (paired difference in {metrics[0]}: {outcome.gain})", soft_wrap=True)
-    console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")
-    if outcome.registered_model:
-        name = outcome.registered_model.rpartition("/")[0]
-        console.print(f"registered: {outcome.registered_model}; load it: models:/{name}@strongest", soft_wrap=True)
-    console.print(f"study {outcome.study}, run {outcome.run_id}; look closer: make ui", soft_wrap=True, highlight=False)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

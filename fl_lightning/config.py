@@ -28,7 +28,17 @@ from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import ConfigError, Slot, component, explain, named_config, suggest, to_plain
 
-__all__ = ["Evaluation", "Experiment", "Server", "SweepSettings", "Tracking", "dump", "experiment_names", "load"]
+__all__ = [
+    "Evaluation",
+    "Experiment",
+    "Server",
+    "SweepSettings",
+    "Tracking",
+    "dump",
+    "experiment_names",
+    "load",
+    "read_yaml",
+]
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
 Direction = Literal["maximize", "minimize"]
@@ -274,7 +284,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: with the path, the value received and what would be valid.
     """
-    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(str(source))
+    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml("experiment", str(source))
     defaults: dict[str, Any] = {}
     with suppress(ValidationError, ConfigError):  # the changes may be what makes it valid
         defaults = Experiment(**tree).to_dict() if overrides else {}
@@ -302,11 +312,17 @@ def experiment_names() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
-def _read(source: str) -> dict[str, Any]:
-    shipped = CONFIGS / "experiment" / f"{source}.yaml"
+def read_yaml(kind: str, source: str) -> dict[str, Any]:
+    """The mapping in `configs/<kind>/<source>.yaml`, or in the file at the path `source`.
+
+    Raises:
+        ConfigError: no such file, or no mapping in it.
+    """
+    shipped = CONFIGS / kind / f"{source}.yaml"
     path = shipped if shipped.is_file() else Path(source)
     if not path.is_file():
-        raise ConfigError(f"no experiment {source!r}, and no such file; {suggest(source, experiment_names())}")
+        names = [one.stem for one in (CONFIGS / kind).glob("*.yaml")]
+        raise ConfigError(f"no {kind} {source!r}, and no such file; {suggest(source, names)}")
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

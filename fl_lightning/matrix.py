@@ -5,21 +5,18 @@ import html
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, Cell, run_campaign
-from fl_lightning.config import Experiment, load
+from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval, interval
-from fl_lightning.paths import CONFIGS
-from fl_lightning.registry import ConfigError, explain, suggest
+from fl_lightning.registry import ConfigError, explain
 
 __all__ = ["Matrix", "MatrixOutcome", "load_matrix", "run_matrix"]
 
@@ -182,15 +179,8 @@ def load_matrix(source: str) -> Matrix:
     Raises:
         ConfigError: no such file, or something wrong in it.
     """
-    shipped = CONFIGS / "matrix" / f"{source}.yaml"
-    path = shipped if shipped.is_file() else Path(source)
-    if not path.is_file():
-        names = [one.stem for one in (CONFIGS / "matrix").glob("*.yaml")]
-        raise ConfigError(f"no matrix {source!r}, and no such file; {suggest(source, names)}")
     try:
-        return Matrix(**yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+        return Matrix(**read_yaml("matrix", source))
     except ValidationError as error:
         explain(error, Matrix.model_fields)
 

@@ -1,10 +1,9 @@
 """Tracked runs: start, finish, continue after a kill, repeat over seeds."""
 
-import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fl_lightning.checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.config import Experiment, dump, load
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import interval
+from fl_lightning.processes import exclusive
 from fl_lightning.registry import ConfigError
 from fl_lightning.warmup import Warmup
 
@@ -200,11 +200,5 @@ def _remember(run_id: str, experiment: Experiment, name: str) -> None:
     write_atomically(folder / "config.yaml", dump(experiment).encode())
 
 
-@contextmanager
-def _locked(folder: Path, run_id: str) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"run {run_id} is running in another process") from None
-        yield
+def _locked(folder: Path, run_id: str) -> AbstractContextManager[None]:
+    return exclusive(folder / "lock", f"run {run_id} is running in another process")

@@ -56,15 +56,18 @@ class DenseStack:
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """`[C, B, ...]` inputs to `[C, B, K]` scores under stacked parameters `[C, ...]` by name."""
+        folded = self.lr is not None and not torch.is_autocast_enabled(
+            x.device.type
+        )  # adding in place needs one precision
         for name, layer in self.layers:
             if isinstance(layer, nn.Flatten):
                 x = x.flatten(2)
             elif isinstance(layer, nn.Linear):
                 weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-                if self.lr is None:
-                    x = torch.baddbmm(bias.unsqueeze(-1), weight, x.mT).mT
-                else:
+                if folded:
                     x = _DescendingLinear.apply(x, weight, bias, self.lr)
+                else:
+                    x = torch.baddbmm(bias.unsqueeze(-1), weight, x.mT).mT
             else:
                 x = layer(x)
         return x

@@ -4,7 +4,6 @@ A study lives in `mlruns/optuna.db` and is named after its configuration, so tha
 MLflow run is the study, every trial is a child run. The winner is run again on seeds that the search never saw.
 """
 
-import fcntl
 import json
 import math
 import multiprocessing
@@ -12,17 +11,13 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna  # noqa: TID251
-import torch
-from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
-from optuna.visualization import matplotlib as plots  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.attacks import Choice
@@ -30,8 +25,10 @@ from fl_lightning.config import Experiment, load, parse_bound
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.paths import runs_folder
+from fl_lightning.processes import share_cores, shared
 from fl_lightning.registry import ConfigError, suggest
 from fl_lightning.space import Ask, Span, changes, search_space
+from fl_lightning.study_pictures import pictures
 
 __all__ = ["SweepOutcome", "search_space", "sweep"]
 
@@ -210,7 +207,7 @@ def sweep(
             study.enqueue_trial(params)
         study.set_user_attr("run_id", run_id)
 
-    with _shared(runs_folder() / f"{name}.lock", prepare):
+    with shared(runs_folder() / f"{name}.lock", prepare):
         run_id = study.user_attrs["run_id"]
         store.update_run(run_id, status="RUNNING")
         task = replace(task, run_id=run_id)
@@ -264,7 +261,7 @@ def _search(task: _Task, study: optuna.Study, progress: Callable[[optuna.Study, 
 
 def _work_alone(task: _Task, jobs: int) -> None:
     """A worker process: its share of the cores, no output of its own."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    share_cores(jobs)
     _quiet()
     _work(task, lambda: None)
 
@@ -364,7 +361,7 @@ def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutco
         for name, value in figures.items():
             store.log_metric(task.run_id, f"sweep/{name}/{metric}", value)
     store.log_metric(task.run_id, "sweep/rounds_saved", outcome.rounds_saved)
-    for name, figure in _pictures(study, settings.metrics):
+    for name, figure in pictures(study, settings.metrics):
         tracking.log_picture(store, task.run_id, figure, f"search_{name}.png")
     return outcome
 
@@ -423,35 +420,6 @@ def _feasible(trial: FrozenTrial) -> bool:
     return all(missed <= 0 for missed in trial.constraints.values())
 
 
-def _pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, Figure]]:
-    """Optuna's own plots, as far as the study has enough trials for them."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for position, metric in enumerate(metrics):
-
-        def target(trial: FrozenTrial, position: int = position) -> float:
-            return float(trial.values[position])
-
-        suffix = "" if len(metrics) == 1 else f"_{metric.replace('/', '_')}"
-        options: dict[str, Any] = {"target": target, "target_name": metric}
-        yield f"history{suffix}", _figure(plots.plot_optimization_history(study, **options))
-        yield f"slices{suffix}", _figure(plots.plot_slice(study, **options))
-        if len({trial.values[position] for trial in complete}) < 2:
-            continue
-        shared = set.intersection(*(set(trial.params) for trial in complete))
-        if len(complete) > 3 and len(shared) > 1:
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            yield f"importance{suffix}", _figure(plots.plot_param_importances(study, evaluator=evaluator, **options))
-        if len(shared) > 1:
-            yield f"contour{suffix}", _figure(plots.plot_contour(study, params=sorted(shared)[:4], **options))
-    if len(metrics) == 2:
-        yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
-
-
-def _figure(axes: Any) -> Figure:
-    figure: Figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-    return figure
-
-
 def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -472,16 +440,3 @@ def _bury(study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     tracking.end_children(study.user_attrs["run_id"], "KILLED", "its process was killed")
-
-
-@contextmanager
-def _shared(path: Path, when_alone: Callable[[], None]) -> Iterator[None]:
-    """Hold a study open together with other processes; the first one may clean up before the others come in."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            when_alone()
-        except BlockingIOError:
-            pass
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield

@@ -188,22 +188,39 @@ def last_step(store: MlflowClient, run_id: str) -> int:
 
 def children(store: MlflowClient, run_id: str) -> dict[int, str]:
     """Runs under a parent by seed; the oldest where a seed was started twice."""
-    parent = find_run(store, run_id)
-    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
-    found = store.search_runs(
-        [parent.info.experiment_id], query, order_by=["attributes.start_time DESC"], max_results=5000
-    )
-    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in found}
+    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in reversed(_nested(store, run_id))}
 
 
 def named_children(store: MlflowClient, run_id: str) -> dict[tuple[str, int], str]:
     """Runs under a parent by name of the experiment and seed; the latest where one was started twice."""
+    return {
+        (run.data.tags["fl.experiment"], int(run.data.tags["fl.seed"])): run.info.run_id
+        for run in _nested(store, run_id)
+    }
+
+
+def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
+    """Runs under a parent that fit a query, the oldest first."""
     parent = find_run(store, run_id)
-    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
-    found = store.search_runs(
-        [parent.info.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=50000
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'{also}"
+    return list(
+        store.search_runs([parent.info.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=50000)
     )
-    return {(run.data.tags["fl.experiment"], int(run.data.tags["fl.seed"])): run.info.run_id for run in found}
+
+
+def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
+    """Finished cells of campaigns in an MLflow experiment: digest of the configuration -> run."""
+    found = store.search_runs(
+        [experiment_id(store, experiment)],
+        "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'",
+        max_results=50000,
+    )
+    return {run.data.tags["fl.config"]: run.info.run_id for run in found}
+
+
+def history(store: MlflowClient, run_id: str, metric: str) -> dict[int, float]:
+    """A metric of a run: round -> value."""
+    return {point.step: point.value for point in store.get_metric_history(run_id, metric)}
 
 
 def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
@@ -218,9 +235,7 @@ def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> s
 def end_children(run_id: str, status: str, reason: str) -> None:
     """End every child run that is still RUNNING."""
     store = client()
-    parent = find_run(store, run_id)
-    query = f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'RUNNING'"
-    for run in store.search_runs([parent.info.experiment_id], query, max_results=5000):
+    for run in _nested(store, run_id, " AND attributes.status = 'RUNNING'"):
         end_run(store, run.info.run_id, status, reason)
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 
+from fl_lightning.checkpoint import save_state
 from fl_lightning.config import Experiment
 from fl_lightning.federation import Federation, RoundReport
 
@@ -56,7 +56,4 @@ class Warmup:
     def round(self, federation: Federation, report: RoundReport) -> None:
         """Keep the state right before the first adversarial round."""
         if self.useful and federation.state.round == self.rounds and not federation.state.stopped:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            torch.save(federation.state_dict(), partial)
-            partial.replace(self.path)
+            save_state(federation, self.path)

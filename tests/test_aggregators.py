@@ -687,3 +687,25 @@ def test_extra_memory_is_bounded(function):
         held += event.nbytes()
         peak = max(peak, held)
     assert 0 < peak <= 0.3 * updates_CD.nbytes
+
+
+@pytest.mark.parametrize("rule", [Krum(n_byzantine=1), MultiKrum(n_byzantine=1)], ids=["krum", "multi_krum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_tell_whether_rows_are_finite(rule: Aggregator, dtype: torch.dtype):
+    """Without a pass that looks for them, rows with NaN or Inf are still left out, and huge rows are not."""
+    updates_CD = torch.randn(7, 5000, generator=generator(0, "rows")).to(dtype)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        spoiled_CD = updates_CD.clone()
+        spoiled_CD[2, 4999] = value
+        assert not rule.aggregate(spoiled_CD, None).scores.isfinite().all()
+        expected = rule.without(1)(updates_CD[[0, 1, 3, 4, 5, 6]])
+        torch.testing.assert_close(rule(spoiled_CD).update, expected.update, rtol=0, atol=0)
+    huge_CD = updates_CD * torch.finfo(dtype).max ** 0.6
+    assert rule(huge_CD).kept.any()
+    assert bool(rule(huge_CD).update.isfinite().all())
+
+
+def test_a_row_that_is_not_finite_may_make_room():
+    """Four rows are too few for f = 1; three of which none is arbitrary are enough for f = 0."""
+    updates_CD = torch.tensor([[0.0], [1.0], [torch.nan], [5.0]])
+    assert Krum(n_byzantine=1)(updates_CD).update.tolist() in ([0.0], [1.0])

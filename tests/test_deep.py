@@ -1,12 +1,11 @@
 """Deep model poisoning and alternating minimisation: golden numbers, limits, and what the printed forms do."""
 
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.testing import assert_close
 
@@ -22,6 +21,7 @@ from fl_lightning.data import Samples
 from fl_lightning.federation import Federation
 from fl_lightning.randomness import generator
 from fl_lightning.testing.attacks import play, scene
+from fl_lightning.testing.callbacks import fit_quietly
 
 
 class TwoQuadratics(LightningModule):
@@ -53,18 +53,7 @@ DIRTY = Samples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
 
 def fit(callbacks, steps):
     module = TwoQuadratics()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, torch.utils.data.DataLoader(range(steps)))
+    fit_quietly(module, torch.utils.data.DataLoader(range(steps)), callbacks)
     return module
 
 

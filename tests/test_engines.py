@@ -1,6 +1,8 @@
 """Engines: every one equals a loop written by hand in plain PyTorch, and trains every step of every client."""
 
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -52,7 +54,7 @@ def fedavg(federation: Federation, rounds: int) -> Tensor:
     return global_D
 
 
-def federation_of(engine: str, model: Any, optimizer: dict[str, Any], precision: int) -> Federation:
+def federation_of(engine: str, model: Any, optimizer: dict[str, Any], precision: Any) -> Federation:
     return Federation(
         load(
             {
@@ -89,6 +91,15 @@ def test_dropout_draws_the_same_masks_in_every_engine():
     settings |= {"client": {"steps": 2, "batch_size": 8}, "trainer": {"precision": 64, "accelerator": "cpu"}}
     states = [Federation(load(settings | {"fast": True, "engine": e})).run() for e in ("sequential", "vectorized")]
     assert float((states[0].global_D - states[1].global_D).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+@pytest.mark.parametrize("model", ["lenet5", {"name": "mlp", "hidden": [12]}], ids=["lenet5", "mlp"])
+def test_bfloat16_products_keep_the_direction_of_training(engine: str, model: Any):
+    exact, rounded = (federation_of(engine, model, SGD, precision) for precision in (32, "bf16"))
+    moved, close = (own.run().global_D - own.initial_D for own in (exact, rounded))
+    assert close.dtype == torch.float32
+    assert 0 < float((moved - close).norm() / moved.norm()) < 0.2
 
 
 class Counter(Callback):
@@ -203,3 +214,26 @@ def test_the_learning_rate_decays_by_communication_rounds():
     client = Client(steps=1, batch_size=20, optimizer=Sgd(lr=0.5, decay=0.5))  # one full batch: the same in every round
     first, third = (Vectorized().train(own, start, jobs, client, round, list) for round in (0, 2))
     torch.testing.assert_close(third, first / 4)
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_fit_the_budget_in_memory():
+    """A round's memory: its [C, D] matrix and the 2 GiB that clients in flight may use, whatever C is."""
+    script = """
+import resource, torch
+from fl_lightning.config import load
+from fl_lightning.federation import Federation
+settings = {"data": "digits", "rounds": 1, "model": {"name": "mlp", "hidden": [1200]}, "client": {"batch_size": 1},
+    "partition": {"name": "iid", "clients": 1000}, "trainer": {"accelerator": "cpu"}, "aggregator": "krum",
+    "attack": "label_flip", "participation": {"name": "full", "malicious": 200}}
+federation = Federation(load(settings))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+state = federation.run()
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+print(1000 * federation.bench.flat.dim * 4 / 2**30, grown, bool(torch.isfinite(state.global_D).all()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)
+    matrix, grown, finite = done.stdout.split()
+    assert finite == "True"
+    assert float(matrix) > 0.3
+    assert float(grown) < 2 * float(matrix) + 2  # updates, those that the attack replaces, clients in flight

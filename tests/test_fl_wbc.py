@@ -1,8 +1,6 @@
-import warnings
-
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from fl_lightning.callbacks import CALLBACKS, FLWBC, HessianRegularizer, ProximalPull
@@ -10,7 +8,7 @@ from fl_lightning.callbacks.fl_wbc import laplace, perturb
 from fl_lightning.client import CallbackConfig
 from fl_lightning.config import load
 from fl_lightning.federation import Federation
-from fl_lightning.testing.callbacks import CALLBACK_CHECKS, check_callback
+from fl_lightning.testing.callbacks import CALLBACK_CHECKS, check_callback, fit_quietly
 
 SETTINGS = {
     "fl_wbc": lambda: FLWBC(std=0.4),
@@ -77,18 +75,7 @@ class Fixed(FLWBC):
 
 
 def fit(module, callback, steps=2):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            callbacks=[callback],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, torch.utils.data.DataLoader(range(steps)))
+    fit_quietly(module, torch.utils.data.DataLoader(range(steps)), [callback])
     return module.weight.detach()
 
 

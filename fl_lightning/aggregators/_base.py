@@ -32,10 +32,13 @@ class Aggregator(Component, ABC):
     Attributes:
         robust: whether the result stays near the honest rows when the `tolerated` number of others is arbitrary.
         translation_equivariant: whether moving every row by the same vector moves the result by it.
+        scores_tell: whether a row with NaN or Inf has an infinite score and leaves the others' finite: looking for such rows
+            beforehand, one more pass over the matrix, is then left out.
     """
 
     robust: ClassVar[bool] = True
     translation_equivariant: ClassVar[bool] = True
+    scores_tell: ClassVar[bool] = False
 
     def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None) -> Aggregate:
         """Aggregate the updates of a round.
@@ -51,6 +54,8 @@ class Aggregator(Component, ABC):
             ValueError: wrong shapes, no finite row, or too few rows for the rule.
         """
         check_input(updates_CD, weights_C)
+        if self.scores_tell and (result := self._as_if_finite(updates_CD, weights_C)):
+            return result
         finite_C = finite_rows(updates_CD)
         if bool(finite_C.all()):
             self.check(len(updates_CD))
@@ -59,6 +64,15 @@ class Aggregator(Component, ABC):
         part = rule.aggregate(rows_CD, weights_C)
         scores_C = None if part.scores is None else spread(part.scores, finite_C, fill=torch.inf)
         return Aggregate(part.update, spread(part.kept, finite_C, fill=False), scores_C)
+
+    def _as_if_finite(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate | None:
+        """The aggregate if the rule can handle all rows and its scores say that they are finite."""
+        try:
+            self.check(len(updates_CD))
+        except ValueError:
+            return None
+        result = self.aggregate(updates_CD, weights_C)
+        return result if result.scores is not None and bool(result.scores.isfinite().all()) else None
 
     @abstractmethod
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators._threads import by_columns
 
-BLOCK_COLUMNS, TILE_ROWS = 4096, 16  # stays in cache; tiles above the diagonal are left out
+BLOCK_COLUMNS, BLOCKS, TILE_ROWS = 2048, 8, 32  # stay in cache; tiles above the diagonal are left out
 ACCELERATOR_COLUMNS = 262_144
 CANCELLED = 0.01  # a distance below this share of the products it was computed from is computed again
 
@@ -33,19 +33,25 @@ def gram(updates_CD: Tensor, centre: int | None = None, *, rows: Tensor | None =
 def blocked_gram(updates_CD: Tensor, centre: int | None, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`gram` with products in the given precision."""
     n_rows = len(updates_CD) if rows is None else len(rows)
-    width, tile = (ACCELERATOR_COLUMNS, n_rows) if updates_CD.is_cuda else (BLOCK_COLUMNS, TILE_ROWS)
+    width, blocks, tile = (BLOCK_COLUMNS, BLOCKS, TILE_ROWS)
+    if updates_CD.is_cuda:
+        width, blocks, tile = ACCELERATOR_COLUMNS, 1, n_rows
     device = torch.device("cpu") if updates_CD.is_mps and dtype == torch.float64 else updates_CD.device
 
     def part(columns: slice) -> Tensor:
         products = torch.zeros(n_rows, n_rows, dtype=torch.float64)
-        for start in range(columns.start, columns.stop, width):
-            within = slice(start, min(start + width, columns.stop))
-            block = (updates_CD[:, within] if rows is None else updates_CD[rows, within]).to(device, dtype)
+        for start in range(columns.start, columns.stop, width * blocks):
+            within = slice(start, min(start + width * blocks, columns.stop))
+            chunk = (updates_CD[:, within] if rows is None else updates_CD[rows, within]).to(device, dtype)
             if centre is not None:
-                block = block - updates_CD[centre, within].to(device, dtype)
-            for top in range(0, n_rows, tile):
-                bottom = top + tile
-                products[top:bottom, :bottom] += (block[top:bottom] @ block[:bottom].T).cpu()
+                chunk = chunk - updates_CD[centre, within].to(device, dtype)
+            whole = chunk.shape[1] // width * width
+            for block in (torch.unflatten(chunk[:, :whole], 1, (-1, width)), chunk[:, whole:].unsqueeze(1)):
+                stack = block.transpose(0, 1)  # [blocks, n, width]
+                for top in range(0, n_rows, tile):
+                    bottom = top + tile
+                    product = stack[:, top:bottom].bmm(stack[:, :bottom].mT).sum(0, dtype=torch.float64)
+                    products[top:bottom, :bottom] += product.cpu()
         return products
 
     lower = torch.stack(by_columns(part, updates_CD.shape[1], updates_CD.device)).sum(0).tril()
@@ -87,5 +93,5 @@ def from_products(products: Tensor) -> tuple[Tensor, Tensor]:
     sums = norms[:, None] + norms
     squared = (sums - 2 * products).clamp(min=0)
     squared.fill_diagonal_(0)
-    doubtful = ~(squared >= CANCELLED * sums)
+    doubtful = squared < CANCELLED * sums  # a row that is not finite stays what it is
     return squared, doubtful.fill_diagonal_(False)

@@ -94,6 +94,7 @@ class Krum(Aggregator):
     """The one update closest to its C - f - 2 nearest others; weights are ignored."""
 
     name: ClassVar[str] = "krum"
+    scores_tell: ClassVar[bool] = True
     n_byzantine: int = Field(ge=0)
     squared: bool = True
 

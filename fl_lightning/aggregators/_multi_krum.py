@@ -71,6 +71,7 @@ class MultiKrum(Aggregator):
     """Mean, weighted where weights are given, of the C - f updates with the best Krum scores."""
 
     name: ClassVar[str] = "multi_krum"
+    scores_tell: ClassVar[bool] = True
     n_byzantine: int = Field(ge=0)
     m: int | None = Field(default=None, ge=1)
     squared: bool = True

@@ -10,7 +10,6 @@ A package that brings its own aggregator checks it with one line, or one test a 
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.testing import assert_close
 
 from fl_lightning.aggregators import Aggregate, Aggregator
 from fl_lightning.randomness import generator
+from fl_lightning.testing._checks import configuration_round_trips, require, run_all
 
 DIMENSIONS = (3, 1500)  # few and many columns may take different paths
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -37,17 +37,7 @@ def check_aggregator(aggregator: Aggregator, device: str = "cpu") -> None:
         >>> from fl_lightning.aggregators import TrimmedMean
         >>> check_aggregator(TrimmedMean(n_byzantine=2))
     """
-    for name, check in AGGREGATOR_CHECKS.items():
-        try:
-            check(aggregator, device)
-        except Exception as error:
-            raise AssertionError(f"{aggregator!r} fails the check {name}: {error}") from error
-
-
-def require(condition: object, message: str) -> None:
-    """Raise AssertionError(message) unless the condition holds."""
-    if not condition:
-        raise AssertionError(message)
+    run_all(AGGREGATOR_CHECKS, repr(aggregator), aggregator, device)
 
 
 def enough_clients(aggregator: Aggregator) -> int:
@@ -232,15 +222,6 @@ def weights_are_relative(aggregator: Aggregator, device: str) -> None:
         except ValueError:
             continue
         raise AssertionError(f"weights {weights_C.tolist()} were accepted")
-
-
-def configuration_round_trips(aggregator: Aggregator, device: str) -> None:
-    """The component is its configuration: `to_dict` builds an equal one."""
-    values = aggregator.to_dict()
-    require(values.pop("name", None) == aggregator.name, "to_dict() does not hold the name")
-    require(type(aggregator)(**values) == aggregator, f"{values} builds another component")
-    names = {field.name for field in fields(aggregator)}  # type: ignore[arg-type]
-    require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")
 
 
 AGGREGATOR_CHECKS: dict[str, Callable[[Aggregator, str], None]] = {

@@ -31,7 +31,7 @@ from fl_lightning.federation import Federation
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
 from fl_lightning.registry import ConfigError, registry
-from fl_lightning.testing.aggregators import require
+from fl_lightning.testing._checks import configuration_round_trips, require, run_all
 
 CLIENTS = 8
 ORDER = (1, 4, 6, 0, 2, 3, 5, 7)
@@ -73,11 +73,7 @@ def check_attack(attack: Attack) -> None:
         >>> from fl_lightning.attacks import SignFlip
         >>> check_attack(SignFlip(scale=2.0))
     """
-    for name, check in ATTACK_CHECKS.items():
-        try:
-            check(attack)
-        except Exception as error:
-            raise AssertionError(f"{attack!r} fails the check {name}: {error}") from error
+    run_all(ATTACK_CHECKS, repr(attack), attack)
 
 
 def check_honest_at_zero(attack: Attack) -> None:
@@ -161,15 +157,6 @@ def play(
         jobs = [swapped.get(job.client, job) for job in jobs]
     submitted_CD, poisoned_C, metrics = federation._poison(cast, jobs, honest_CD, weights_C)
     return Round(honest_CD, submitted_CD, malicious_C, poisoned_C, metrics, dict(federation.state.attack), federation)
-
-
-def configuration_round_trips(attack: Attack) -> None:
-    """The component is its configuration: `to_dict` builds an equal one."""
-    values = attack.to_dict()
-    require(values.pop("name", None) == attack.name, "to_dict() does not hold the name")
-    require(type(attack)(**values) == attack, f"{values} builds another component")
-    names = {field.name for field in fields(attack)}
-    require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")
 
 
 def search_ranges_are_valid(attack: Attack) -> None:

@@ -6,7 +6,7 @@ A package that brings its own defense checks it with one line, or one test a che
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fl_lightning.defenses import Defense, ServerContext, Verdict
 from fl_lightning.losses import cross_entropy
 from fl_lightning.randomness import generator
 from fl_lightning.registry import ConfigError
-from fl_lightning.testing.aggregators import require
+from fl_lightning.testing._checks import configuration_round_trips, require, run_all
 
 CLIENTS, INPUTS, CLASSES = 11, 40, 10
 DIMENSION = INPUTS * CLASSES
@@ -35,11 +35,7 @@ def check_defense(defense: Defense) -> None:
         >>> from fl_lightning.defenses import NormBound
         >>> check_defense(NormBound(max_norm=1.0))
     """
-    for name, check in DEFENSE_CHECKS.items():
-        try:
-            check(defense)
-        except Exception as error:
-            raise AssertionError(f"{defense!r} fails the check {name}: {error}") from error
+    run_all(DEFENSE_CHECKS, repr(defense), defense)
 
 
 def rules(defense: Defense) -> list[Aggregator]:
@@ -145,15 +141,6 @@ def somebody_stays(defense: Defense) -> None:
             require(verdict.keep_C.any(), "everybody was thrown away")
             require(verdict.updates_CD.isfinite().all(), "the updates are not finite")
             require(verdict.scores_C is None or not verdict.scores_C.isnan().any(), "scores_C holds NaN")
-
-
-def configuration_round_trips(defense: Defense) -> None:
-    """The component is its configuration: `to_dict` builds an equal one."""
-    values = defense.to_dict()
-    require(values.pop("name", None) == defense.name, "to_dict() does not hold the name")
-    require(type(defense)(**values) == defense, f"{values} builds another component")
-    names = {field.name for field in fields(defense)}  # type: ignore[arg-type]
-    require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")
 
 
 def missing_validation_taught(defense: Defense) -> None:

@@ -1,0 +1,52 @@
+"""Processes beside each other: locks on files, and each one's share of the cores."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fl_lightning.registry import ConfigError
+
+__all__ = ["exclusive", "share_cores", "shared"]
+
+
+@contextmanager
+def exclusive(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file alone.
+
+    Args:
+        path: the lock file, made if need be.
+        message: what to say where another process holds it.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(message) from None
+        yield
+
+
+@contextmanager
+def shared(path: Path, when_alone: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file together with other processes; the first one may clean up before the others come in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            when_alone()
+        except BlockingIOError:
+            pass
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def share_cores(jobs: int) -> None:
+    """Give this process the threads that it gets where `jobs` processes compute at once."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))

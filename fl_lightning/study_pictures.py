@@ -1,0 +1,40 @@
+"""Optuna's own plots of a study: history, slices, importance, contour, Pareto front."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import optuna  # noqa: TID251
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial, TrialState  # noqa: TID251
+from optuna.visualization import matplotlib as plots  # noqa: TID251
+
+__all__ = ["pictures"]
+
+
+def pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of every plot that the study has enough trials for."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for position, metric in enumerate(metrics):
+
+        def target(trial: FrozenTrial, position: int = position) -> float:
+            return float(trial.values[position])
+
+        suffix = "" if len(metrics) == 1 else f"_{metric.replace('/', '_')}"
+        options: dict[str, Any] = {"target": target, "target_name": metric}
+        yield f"history{suffix}", _figure(plots.plot_optimization_history(study, **options))
+        yield f"slices{suffix}", _figure(plots.plot_slice(study, **options))
+        if len({trial.values[position] for trial in complete}) < 2:
+            continue
+        shared = set.intersection(*(set(trial.params) for trial in complete))
+        if len(complete) > 3 and len(shared) > 1:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            yield f"importance{suffix}", _figure(plots.plot_param_importances(study, evaluator=evaluator, **options))
+        if len(shared) > 1:
+            yield f"contour{suffix}", _figure(plots.plot_contour(study, params=sorted(shared)[:4], **options))
+    if len(metrics) == 2:
+        yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
+
+
+def _figure(axes: Any) -> Figure:
+    figure: Figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+    return figure

@@ -1,0 +1,40 @@
+"""What all suites share: how a check fails, how all are run, and a check that fits every component."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from fl_lightning.registry import Component
+
+
+def require(condition: object, message: str) -> None:
+    """Raise AssertionError(message) unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def run_all(checks: Mapping[str, Callable[..., None]], what: str, *arguments: Any) -> None:
+    """Run every check with the same arguments.
+
+    Args:
+        checks: by name.
+        what: what is checked, for the message.
+        arguments: what every check gets.
+
+    Raises:
+        AssertionError: naming the check that failed, and why.
+    """
+    for name, check in checks.items():
+        try:
+            check(*arguments)
+        except Exception as error:
+            raise AssertionError(f"{what} fails the check {name}: {error}") from error
+
+
+def configuration_round_trips(component: Component, *_: Any) -> None:
+    """The component is its configuration: `to_dict` builds an equal one."""
+    values = component.to_dict()
+    require(values.pop("name", None) == component.name, "to_dict() does not hold the name")
+    require(type(component)(**values) == component, f"{values} builds another component")
+    names = {field.name for field in fields(component)}  # type: ignore[arg-type]
+    require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")

@@ -303,3 +303,48 @@ def test_a_task_leaves_no_gradient_behind():
     moved_D = task.step(torch.optim.SGD(module.parameters(), lr=0.1))
     assert_close(moved_D, -0.1 * torch.tensor([1.0, -2.0]))
     assert module.theta.grad is None
+
+
+# --- claims, on real MNIST: LeNet, 10 of 20 clients, one attacker, twelve clean rounds before --------------------------------
+
+
+def from_one_clean_start(name, rounds, *variants):
+    """What follows the twelfth round under each variant of an experiment."""
+    saved = None
+    for changes in variants:
+        federation = Federation(load(name, [f"rounds={rounds}", *changes]))
+        if saved is None:
+            for _ in range(12):
+                federation.round()
+            saved = federation.state_dict()
+        federation.load_state_dict(saved)
+        yield federation.run().history[11:]
+
+
+@pytest.mark.paper
+@pytest.mark.timeout(3600)
+def test_claim_every_attacked_round_succeeds():
+    replacement = ["attack.rho1=0", "attack.rho2=0", "attack.poison_fraction=0.3"]
+    for (clean, *attacked), loss in zip(
+        from_one_clean_start("mnist_deep", 15, replacement, []), (0.02, 0.03), strict=True
+    ):
+        assert min(one["attack/success"] for one in attacked) >= 0.9
+        assert min(one["global/accuracy"] for one in attacked) >= clean["global/accuracy"] - loss
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_claim_a_single_shot_fades_faster_with_a_larger_penalty():
+    """The paper claims the opposite. 600 samples a client."""
+    common = ["partition.samples_per_client=600", "attack.epochs=15", "attack.poison_fraction=0.5"]
+    variants = ([*common, f"attack.rho2={rho2}"] for rho2 in (0, 0.1, 1))
+    shots, after = zip(
+        *[
+            (shot["attack/success"], one["attack/success"])
+            for _, shot, one in from_one_clean_start("mnist_deep_once", 14, *variants)
+        ],
+        strict=True,
+    )
+    assert min(shots) >= 0.9
+    assert after[0] > after[1] > after[2]
+    assert max(after) < 0.5

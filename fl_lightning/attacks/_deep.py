@@ -172,7 +172,8 @@ class Deep(Attack):
 
     Attributes:
         form: `working` or `printed`.
-        rho1: strength of the pull towards the estimated benign update.
+        rho1: strength of the pull towards the estimated benign update; 0.1 halves the displacement of LeNet under Adam, and with
+            it the success.
         rho2: strength of the penalty; h has mean 1 and entries in the hundreds, so that SGD diverges where 2 rho2 h_r lr > 2.
         h: `ggn` (exact for ReLU networks without normalisation), `fisher` (empirical) or `hutchinson`; clamped at 0.
         curvature_samples: clean samples that h is estimated on.

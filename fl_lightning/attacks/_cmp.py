@@ -70,7 +70,8 @@ class Cmp(Attack):
         feedback: `printed`: the step is a multiple of the gradient, and grows and shrinks by the same factor; `calm`: its
             length is a multiple of the honest updates', kept within `reach`, and a miss undoes `caution` growths. The text
             asks for growth after success and shrinking after failure, not for equal factors.
-        blind_eta: first step size with no knowledge.
+        blind_eta: first step size with no knowledge; one too small to be seen in the aggregate of a rule that mixes clients only
+            shrinks.
         growth: factor on it after a round in which the server adopted the crafted model.
         caution: growths undone by a round in which it did not, for `calm`.
         closeness: how near the broadcast model must be to count as adopted, relative to the crafted step.

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -15,14 +15,17 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._cmp_mean import estimated_benign_sum
 from fl_lightning.attacks._objectives import Objective, Trigger
-from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import ProximalPull
 from fl_lightning.client import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component
+
+Start = Literal["global", "foreseen"]
 
 
 def mix(clean: Samples, dirty: Samples, fraction: float, generator: torch.Generator) -> Samples:
@@ -56,15 +59,43 @@ def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps:
     return replace(client, epochs=epochs, steps=None) if epochs else client
 
 
+def foreseen(view: View) -> tuple[Tensor, Tensor]:
+    """The attackers' shares p_m of all weights, and sum p_n delta_n over the benign clients, known or estimated."""
+    if view.knowledge == "full":
+        total = view.own_weights.sum() + view.benign_weights.sum()
+        return view.own_weights / total, (view.benign_weights / total) @ view.benign_updates
+    share = view.n_malicious / view.n_clients
+    seen_ND = view.known_updates
+    equal_N = torch.ones(len(seen_ND), device=seen_ND.device)
+    return share * view.own_weights / view.own_weights.sum(), estimated_benign_sum(seen_ND, equal_N, share)
+
+
+def start_model(view: View, start: Start, benign_sum_D: Tensor | None = None) -> Tensor:
+    """`[D]` the broadcast model, or F = G + eta sum p_n delta_n, to which the benign updates alone are expected to lead.
+
+    Boosted by C / (eta M), what an attacker that ends at X has learnt from F makes the mean X if the estimate is right; from G
+    it makes X + (F - G), in which honest training has undone part of a backdoor that G already has.
+    """
+    if start == "global":
+        return view.global_D
+    if benign_sum_D is None:
+        _, benign_sum_D = foreseen(view)
+    return view.global_D + view.server_lr * benign_sum_D
+
+
 def backdoored(
-    view: View, poison_fraction: float, client: Client, callbacks: Callable[[], list[Callback]] = list
+    view: View,
+    poison_fraction: float,
+    client: Client,
+    callbacks: Callable[[], list[Callback]] = list,
+    start: Start = "global",
 ) -> Tensor:
     """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted."""
     mixed = [
         mix(own, dirty, poison_fraction, view.generator("mix", row))
         for row, (own, dirty) in enumerate(zip(view.own_samples, view.dirty_samples, strict=True))
     ]
-    return view.train(mixed, client, callbacks)
+    return view.train(mixed, client, callbacks, start_model(view, start))
 
 
 def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> Tensor:
@@ -96,6 +127,9 @@ class ModelReplacement(Attack):
         lr_factor: the attackers' learning rate relative to that of the federation.
         alpha: weight of the classification loss against the distance to the global model; 1: no constraint.
         max_norm: largest norm of a submitted update; None: none.
+        start: where the attackers train from: the broadcast model as printed, which takes the benign updates to cancel out; or
+            the model that the benign updates alone would lead to. Benign clients undo together what an earlier attack left,
+            so that from the broadcast model success comes and goes when every round is attacked.
     """
 
     name: ClassVar[str] = "model_replacement"
@@ -108,12 +142,17 @@ class ModelReplacement(Attack):
     lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
     alpha: float = Field(default=1.0, gt=0, le=1)
     max_norm: float | None = Field(default=None, gt=0)
+    start: Annotated[Start, Choice(("global", "foreseen"))] = "global"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on clean and dirty samples together, then boost."""
         # ProximalPull is rho / 2 times the squared distance
         rho = 2 * (1 - self.alpha) / self.alpha
         client = attacker_client(view.client, self.epochs, self.lr_factor)
-        updates_MD = backdoored(view, self.poison_fraction, client, lambda: [ProximalPull(rho)] if rho else [])
+
+        def callbacks() -> list[Callback]:
+            return [ProximalPull(rho)] if rho else []
+
+        updates_MD = backdoored(view, self.poison_fraction, client, callbacks, self.start)
         boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
         return Poisoned(boosted(updates_MD, boost, self.max_norm), metrics={"boost": boost})

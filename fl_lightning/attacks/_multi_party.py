@@ -16,8 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._cmp_mean import estimated_benign_sum
-from fl_lightning.attacks._model_replacement import mix
+from fl_lightning.attacks._model_replacement import Start, foreseen, mix, start_model
 from fl_lightning.attacks._objectives import LabelMap, Objective
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
@@ -146,7 +145,7 @@ class MultiParty(Attack):
     knowledge: Knowledge = "partial"
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
     grid: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 10)
-    start: Annotated[Literal["foreseen", "global"], Choice(("foreseen", "global"))] = "foreseen"
+    start: Annotated[Start, Choice(("foreseen", "global"))] = "foreseen"
     criterion: Literal["weighted", "printed"] = "weighted"
     target_weight: Annotated[float, Tunable(1, 100, log=True)] = Field(default=10.0, ge=0)
     cosine_weight: Annotated[float, Tunable(0.1, 10, log=True)] = Field(default=1.0, ge=0)
@@ -224,8 +223,7 @@ class MultiParty(Attack):
                 lessons.append(mix(clean, loot.poison, self.poison_fraction, view.generator("mix", row)))
         # Attackers that hold nothing at all of use train honestly.
         lessons = [lesson if len(lesson) else own for lesson, own in zip(lessons, view.own_samples, strict=True)]
-        start_D = view.global_D + view.server_lr * benign_sum_D if self.start == "foreseen" else None
-        return view.train(lessons, client, start_D=start_D)
+        return view.train(lessons, client, start_D=start_model(view, self.start, benign_sum_D))
 
     def _judge(
         self,
@@ -265,17 +263,6 @@ class MultiParty(Attack):
                 gaps.append(others - view.flat.accuracy(local_MD[m], clean))
             figures |= {"accuracy_gap": max(gaps), "excess": max(0.0, max(gaps) - self.gamma)}
         return figures
-
-
-def foreseen(view: View) -> tuple[Tensor, Tensor]:
-    """The attackers' shares p_m of all weights, and sum p_n delta_n over the benign clients, known or estimated."""
-    if view.knowledge == "full":
-        total = view.own_weights.sum() + view.benign_weights.sum()
-        return view.own_weights / total, (view.benign_weights / total) @ view.benign_updates
-    share = view.n_malicious / view.n_clients
-    seen_ND = view.known_updates
-    equal_N = torch.ones(len(seen_ND), device=seen_ND.device)
-    return share * view.own_weights / view.own_weights.sum(), estimated_benign_sum(seen_ND, equal_N, share)
 
 
 def yardstick(view: View) -> Tensor:

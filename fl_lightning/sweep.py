@@ -14,21 +14,23 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna  # noqa: TID251
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.attacks import Choice
-from fl_lightning.config import Experiment, load, parse_bound
-from fl_lightning.federation import Federation, RoundReport
+from fl_lightning.config import Experiment, load
+from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.paths import runs_folder
-from fl_lightning.processes import share_cores, shared
-from fl_lightning.registry import ConfigError, suggest
-from fl_lightning.space import Ask, Span, changes, search_space
+from fl_lightning.processes import in_turn, share_cores, shared
+from fl_lightning.pruning import pruner
+from fl_lightning.registry import ConfigError, registry
+from fl_lightning.space import Ask, Span, changes, search_space, tunables
 from fl_lightning.study_pictures import pictures
+from fl_lightning.trials import Watcher, ask, attack_start, nobody, sampler, score, violations
 
 __all__ = ["SweepOutcome", "search_space", "sweep"]
 
@@ -75,55 +77,6 @@ class SweepOutcome:
         return "the winner cannot be told from the configured attack on these seeds"
 
 
-def score(history: Sequence[Mapping[str, float]], metric: str) -> float:
-    """Mean of a metric over the last third of the rounds that report it: a single round is noise.
-
-    Raises:
-        ConfigError: no round reports it.
-    """
-    values = [figures[metric] for figures in history if metric in figures]
-    if not values:
-        reported = sorted({name for figures in history for name in figures if not name.startswith("time/")})
-        raise ConfigError(f"no round reports {metric!r}; {suggest(metric, reported)}", "sweep.metric")
-    last = values[-max(1, len(values) // 3) :]
-    return sum(last) / len(last)
-
-
-def violations(history: Sequence[Mapping[str, float]], constraints: Mapping[str, str]) -> dict[str, float]:
-    """By how much each constraint is missed; at most 0 where it holds."""
-    missed = {}
-    for metric, bound in constraints.items():
-        sign, limit = parse_bound(metric, bound)
-        missed[metric] = sign * (limit - score(history, metric))
-    return missed
-
-
-class _Watcher:
-    """An observer that keeps the figures, and reports them to Optuna, which may end a hopeless trial."""
-
-    def __init__(self, trial: Trial | None = None, metric: str = ""):
-        self.trial, self.metric = trial, metric
-        self.history: list[dict[str, float]] = []
-        self.rounds = 0
-
-    def start(self, federation: Federation) -> None:
-        pass
-
-    def round(self, federation: Federation, report: RoundReport) -> None:
-        self.history = federation.state.history
-        self.rounds += 1
-        if self.trial is None or self.metric not in report.metrics:
-            return
-        self.trial.report(report.metrics[self.metric], report.round)
-        last = report.round + 1 == federation.experiment.rounds
-        if not last and self.trial.should_prune():
-            federation.state.stopped = f"pruned after round {report.round}"
-
-    def beside(self, watch: runs.Watch) -> runs.Watch:
-        """This observer and those that `watch` makes."""
-        return lambda experiment: [self, *watch(experiment)]
-
-
 @dataclass(frozen=True)
 class _Task:
     """What a worker process needs to know."""
@@ -143,30 +96,18 @@ class _Task:
         settings = experiment.sweep
         # Workers must not repeat each other's random starts.
         seed = experiment.seed + os.getpid() % 1000 if settings.jobs > 1 else experiment.seed
-        samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-            "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
-            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
-            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
-        }
-        warmup = max(1, experiment.rounds // 3)
-        pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warmup),
-            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=experiment.rounds),
-            "none": optuna.pruners.NopPruner,
-        }
-        storage = optuna.storages.RDBStorage(
-            self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
-        )
-        return optuna.create_study(
-            storage=storage,
-            study_name=self.name,
-            sampler=samplers[settings.sampler](),
-            pruner=pruners[settings.pruner](),
-            directions=list(settings.directions),
-            load_if_exists=True,
-        )
+        with in_turn(runs_folder() / "optuna.lock"):  # two processes that make the tables at once break each other
+            storage = optuna.storages.RDBStorage(
+                self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
+            )
+            return optuna.create_study(
+                storage=storage,
+                study_name=self.name,
+                sampler=sampler(settings.sampler, seed),
+                pruner=pruner(settings, experiment.rounds - attack_start(experiment)),
+                directions=list(settings.directions),
+                load_if_exists=True,
+            )
 
 
 def sweep(
@@ -188,7 +129,7 @@ def sweep(
     """
     _quiet()
     space = search_space(experiment)
-    for first in _first_trials(experiment, space):  # bad input shows before a study exists
+    for first in first_trials(experiment, space):  # bad input shows before a study exists
         experiment.override(changes(space, _given(first)))
     Federation(experiment)
     store = tracking.client()
@@ -203,7 +144,7 @@ def sweep(
         run_id = tracking.create_run(
             store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
         )
-        for params in _first_trials(experiment, space):
+        for params in first_trials(experiment, space):
             study.enqueue_trial(params)
         study.set_user_attr("run_id", run_id)
 
@@ -218,12 +159,18 @@ def sweep(
     return outcome
 
 
-def _first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
-    """What the search tries first: the configured values, or every attack where the attack itself is searched."""
+def first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
+    """What the search tries first: what is configured; every attack as its file has it where the attack itself is searched."""
     if isinstance(attacks := space.get("attack"), Choice):
-        return [{"attack": name} for name in attacks.values]
+        return [{"attack": name} | _as_configured(str(name)) for name in attacks.values]
     flat = tracking.flatten(experiment.to_dict())
-    return [{path: flat[path] for path in space if flat.get(path) is not None}]
+    return [{path: flat[path] for path, span in space.items() if span.holds(flat.get(path))}]
+
+
+def _as_configured(name: str) -> dict[str, Any]:
+    attack = registry("attack").build(name)
+    values = {field: (span, getattr(attack, field)) for field, span in tunables(type(attack)).items()}
+    return {f"{name}.{field}": value for field, (span, value) in values.items() if span.holds(value)}
 
 
 def _given(params: Mapping[str, Any]) -> Ask:
@@ -283,43 +230,77 @@ def _work(task: _Task, progress: Callable[[], None]) -> None:
             store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)
 
 
-def _ask(trial: Trial) -> Ask:
-    def ask(name: str, span: Span) -> Any:
-        if isinstance(span, Choice):
-            return trial.suggest_categorical(name, list(span.values))
-        if span.integer:
-            return trial.suggest_int(name, int(span.low), int(span.high), log=span.log)
-        return trial.suggest_float(name, span.low, span.high, log=span.log)
-
-    return ask
-
-
 def _trial(trial: Trial, task: _Task, base: Experiment) -> float | Sequence[float]:
-    """One trial: a tracked child run of the study."""
+    """One trial: a tracked child run of the study, or one with a child a seed."""
     settings = base.sweep
-    drawn = changes(search_space(base), _ask(trial))
+    drawn = changes(search_space(base), ask(trial))
     trial.set_user_attr("changes", drawn)
-    single = len(settings.metrics) == 1
-    watcher = _Watcher(trial, settings.metrics[0]) if single else _Watcher()
     try:
         experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
-        quiet = watcher.beside(lambda _: ())
         title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
-        outcome = runs.run(experiment, task.label, quiet, task.run_id, "trial", task.warmups, title)
+        measure = _several_seeds if settings.seeds else _one_seed
+        measured = measure(trial, task, experiment, title)
     except Exception as error:
         trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
         raise
-    trial.set_user_attr("run_id", outcome.run_id)
-    trial.set_user_attr("rounds", watcher.rounds)
-    for metric, missed in violations(watcher.history, settings.constraints).items():
+    trial.set_user_attr("run_id", measured.run_id)
+    trial.set_user_attr("rounds", measured.rounds)
+    for metric, missed in measured.missed.items():
         trial.set_constraint(metric, missed)
+    if measured.stopped:
+        if not measured.stopped.startswith("pruned"):
+            trial.set_user_attr("error", measured.stopped)
+        if len(settings.metrics) == 1:
+            raise optuna.TrialPruned(measured.stopped)
+    return measured.values[0] if len(settings.metrics) == 1 else measured.values
+
+
+class _Measured(NamedTuple):
+    """What a trial came to: its run, rounds done, a value for each metric, by how much constraints are missed, why it ended."""
+
+    run_id: str
+    rounds: int
+    values: list[float]
+    missed: dict[str, float]
+    stopped: str | None
+
+
+def _one_seed(trial: Trial, task: _Task, experiment: Experiment, title: str) -> _Measured:
+    """The experiment with its own seed; Optuna may end it after any round."""
+    settings = experiment.sweep
+    watcher = Watcher(trial, settings.metrics[0]) if len(settings.metrics) == 1 else Watcher()
+    outcome = runs.run(experiment, task.label, watcher.beside(nobody), task.run_id, "trial", task.warmups, title)
     values = [score(watcher.history, metric) for metric in settings.metrics]
-    if outcome.stopped:
-        if not outcome.stopped.startswith("pruned"):
-            trial.set_user_attr("error", outcome.stopped)
-        if single:
-            raise optuna.TrialPruned(outcome.stopped)
-    return values[0] if single else values
+    missed = violations(watcher.history, settings.constraints)
+    return _Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped)
+
+
+def _several_seeds(trial: Trial, task: _Task, experiment: Experiment, title: str) -> _Measured:
+    """The experiment with one seed after the other under a run of the trial; Optuna may end it after any seed."""
+    settings, store = experiment.sweep, tracking.client()
+    run_id = tracking.create_run(store, experiment, title, "trial", task.run_id, **{"fl.experiment": task.label})
+    found: list[_Measured] = []
+    stopped = None
+    for position, seed in enumerate(settings.seeds):
+        watcher = Watcher()
+        own = runs.one_seed(experiment, seed)
+        outcome = runs.run(own, task.label, watcher.beside(nobody), run_id, "seed", task.warmups, f"seed {seed}")
+        values = [score(watcher.history, metric) for metric in settings.metrics]
+        missed = violations(watcher.history, settings.constraints)
+        found.append(_Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped))
+        if stopped := outcome.stopped:
+            break
+        if len(settings.metrics) == 1:
+            trial.report(values[0], position)
+            if position + 1 < len(settings.seeds) and trial.should_prune():
+                stopped = f"pruned after seed {seed}"
+                break
+    spread = {metric: interval([one.values[place] for one in found]) for place, metric in enumerate(settings.metrics)}
+    tracking.log_summary(store, run_id, spread)
+    tracking.end_run(store, run_id, "FINISHED", stopped)
+    missed = {name: sum(one.missed[name] for one in found) / len(found) for name in settings.constraints}
+    rounds = sum(one.rounds for one in found)
+    return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped)
 
 
 def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcome:
@@ -333,7 +314,7 @@ def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutco
         reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
         tracking.end_run(store, task.run_id, "FAILED", "; ".join(sorted(reasons)))
         raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
-    winner = min(complete, key=lambda trial: _rank(study, trial))
+    winner = min(complete, key=lambda trial: rank(study, trial))
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if _feasible(winner) else None
     configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
     confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "always")
@@ -352,7 +333,7 @@ def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutco
         default={metric: interval(values) for metric, values in default.items()},
         gain=gain,
         registered_model=registered,
-        rounds_saved=1 - rounds / (experiment.rounds * len(measured)),
+        rounds_saved=1 - rounds / (experiment.rounds * max(1, len(settings.seeds)) * len(measured)),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
     for metric in settings.metrics:
@@ -378,7 +359,7 @@ def _table(study: optuna.Study, measured: list[FrozenTrial]) -> list[dict[str, A
             "changes": trial.user_attrs.get("changes", {}),
             "run_id": trial.user_attrs.get("run_id"),
         }
-        for trial in sorted(measured, key=lambda trial: _rank(study, trial))
+        for trial in sorted(measured, key=lambda trial: rank(study, trial))
     ]
 
 
@@ -391,7 +372,7 @@ def _confirm(
     for position, seed in enumerate(base.sweep.confirm_seeds):
         first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
         own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
-        watcher = _Watcher()
+        watcher = Watcher()
         who = "configured attack" if register == "never" else "winner"
         outcome = runs.run(
             base.override({**drawn, **own}),
@@ -408,7 +389,7 @@ def _confirm(
     return values, registered
 
 
-def _rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
+def rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
     """Sorts the best trial in the first metric first; infeasible ones after, those that miss least before others."""
     missed = sum(max(0.0, value) for value in trial.constraints.values())
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1

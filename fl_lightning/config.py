@@ -93,7 +93,7 @@ class Tracking:
 
 @component
 class SweepSettings:
-    """The search for the strongest attack.
+    """The search for the strongest attack, or for the best defense.
 
     Attributes:
         trials: number of finished trials, pruned ones included.
@@ -106,6 +106,8 @@ class SweepSettings:
         pruner: stops hopeless trials early; not where there are several metrics. `auto`: `wilcoxon` where a trial runs several
             seeds, `halving` elsewhere.
         seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
+        against: a registered model whose attack takes the place of the configured one, such as
+            `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
@@ -118,6 +120,7 @@ class SweepSettings:
     space: dict[str, Any] = Field(default_factory=dict)
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
     seeds: tuple[int, ...] = ()
+    against: str | None = None
     confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
 
     @property

@@ -11,7 +11,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from fl_lightning.attacks import Choice
 from fl_lightning.config import Experiment, load
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, interval
+from fl_lightning.model_registry import find
 from fl_lightning.paths import runs_folder
 from fl_lightning.processes import in_turn, share_cores, shared
 from fl_lightning.pruning import pruner
@@ -32,11 +34,14 @@ from fl_lightning.space import Ask, Span, changes, search_space, tunables
 from fl_lightning.study_pictures import pictures
 from fl_lightning.trials import Watcher, ask, attack_start, nobody, sampler, score, violations
 
-__all__ = ["SweepOutcome", "search_space", "sweep"]
+__all__ = ["SweepOutcome", "search_space", "strongest", "sweep"]
 
 HEARTBEAT_SECONDS = 20
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+Progress = Callable[[optuna.Study, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ class SweepOutcome:
     Attributes:
         run_id: MLflow run of the study.
         study: name of the study in Optuna.
-        trials: finished trials, best first: number, values, changes, feasible, front (on the Pareto front), state, run_id.
+        trials: finished trials, best first and those given up last: number, values, changes, feasible, front (on the Pareto front), state, run_id.
         searched: the winner's figures in the search (optimistic), or None where no trial held the constraints.
         winner: the winner's changes of the configuration.
         confirmed: the winner's figures on unseen seeds, by metric.
-        default: the configured attack's figures on the same seeds.
-        gain: winner minus configured attack, paired by seed, in the first metric; positive is better.
+        default: the figures of what is configured on the same seeds.
+        gain: winner minus what is configured, paired by seed, in the first metric; positive is better.
         registered_model: `name/version` of the winner's poisoned model, or None.
         rounds_saved: share of the rounds of all trials that pruning and shared warm-up did not run.
     """
@@ -68,13 +73,18 @@ class SweepOutcome:
     rounds_saved: float
 
     @property
+    def what(self) -> str:
+        """What was searched."""
+        return searched_slot(self.winner)
+
+    @property
     def verdict(self) -> str:
         """Whether the search was worth it, in words; decided by the 95 % interval of the paired difference."""
         if self.gain.mean - self.gain.half > 0:
-            return "the winner beats the configured attack"
+            return f"the winner beats the configured {self.what}"
         if self.gain.mean <= 0:
-            return "the winner does not beat the configured attack"
-        return "the winner cannot be told from the configured attack on these seeds"
+            return f"the winner does not beat the configured {self.what}"
+        return f"the winner cannot be told from the configured {self.what} on these seeds"
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def sweep(
     experiment: Experiment,
     label: str = "experiment",
     watch: runs.Watch = lambda experiment: (),
-    progress: Callable[[optuna.Study, int], None] = lambda study, trials: None,
+    progress: Progress = lambda study, trials: None,
 ) -> SweepOutcome:
     """Search, confirm, register.
 
@@ -127,7 +137,35 @@ def sweep(
     Raises:
         ConfigError: bad input, before any trial.
     """
+    with _searched(experiment, label, progress) as (task, study):
+        return _conclude(task, study, watch)
+
+
+def strongest(
+    experiment: Experiment, label: str = "experiment", progress: Progress = lambda study, trials: None
+) -> dict[str, Any]:
+    """The winner's changes of the configuration, without confirmation: a finished study answers at once.
+
+    Args:
+        experiment: its `sweep` settings say what is searched.
+        label: the name that the experiment was started by.
+        progress: called about once a second with the study.
+
+    Raises:
+        ConfigError: bad input, or no trial came to its end.
+    """
+    with _searched(experiment, label, progress) as (task, study):
+        changes: dict[str, Any] = _winner(task, study).user_attrs["changes"]
+        return changes
+
+
+@contextmanager
+def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterator[tuple[_Task, optuna.Study]]:
+    """The study with all its trials; its run is ended afterwards."""
     _quiet()
+    if experiment.sweep.against:
+        attack = find(experiment.sweep.against).experiment.attack
+        experiment = experiment.override({"attack": attack and attack.to_dict()})
     space = search_space(experiment)
     for first in first_trials(experiment, space):  # bad input shows before a study exists
         experiment.override(changes(space, _given(first)))
@@ -153,10 +191,17 @@ def sweep(
         store.update_run(run_id, status="RUNNING")
         task = replace(task, run_id=run_id)
         _search(task, study, progress)
-    outcome = _conclude(task, study, watch)
+    yield task, study
     tracking.end_run(store, run_id, "FINISHED")
     shutil.rmtree(task.warmups, ignore_errors=True)
-    return outcome
+
+
+def searched_slot(drawn: Mapping[str, Any]) -> str:
+    """What a search varies: the `attack`, the `defense` against it, or other `settings`."""
+    slots = {path.split(".")[0] for path in drawn}
+    if slots == {"attack"}:
+        return "attack"
+    return "defense" if slots <= {"defenses", "aggregator", "client", "server"} else "settings"
 
 
 def first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
@@ -183,7 +228,7 @@ def _given(params: Mapping[str, Any]) -> Ask:
     return ask
 
 
-def _search(task: _Task, study: optuna.Study, progress: Callable[[optuna.Study, int], None]) -> None:
+def _search(task: _Task, study: optuna.Study, progress: Progress) -> None:
     settings = load(task.tree).sweep
     missing = settings.trials - len(study.get_trials(deepcopy=False, states=DONE))
     jobs = min(settings.jobs, max(0, missing))
@@ -303,22 +348,31 @@ def _several_seeds(trial: Trial, task: _Task, experiment: Experiment, title: str
     return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped)
 
 
+def _winner(task: _Task, study: optuna.Study) -> FrozenTrial:
+    """The best trial that came to its end."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
+        tracking.end_run(tracking.client(), task.run_id, "FAILED", "; ".join(sorted(reasons)))
+        raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
+    return min(complete, key=lambda trial: rank(study, trial))
+
+
 def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcome:
-    """Confirm the winner on unseen seeds, beside the configured attack, and register its model."""
+    """Confirm the winner on unseen seeds, beside what is configured, and register its model."""
     experiment = load(task.tree)
     settings = experiment.sweep
     store = tracking.client()
     measured = study.get_trials(deepcopy=False, states=MEASURED)
-    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
-    if not complete:
-        reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
-        tracking.end_run(store, task.run_id, "FAILED", "; ".join(sorted(reasons)))
-        raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
-    winner = min(complete, key=lambda trial: rank(study, trial))
+    winner = _winner(task, study)
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if _feasible(winner) else None
     configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
-    confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "always")
-    default, _ = _confirm(task, experiment, configured, watch, "never")
+    # The model of an attack that a search made weak is nothing to look for in the registry.
+    register = "always" if settings.directions[0] == "maximize" else "never"
+    confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "winner", register)
+    default, _ = _confirm(
+        task, experiment, configured, watch, f"configured {searched_slot(winner.user_attrs['changes'])}", "never"
+    )
     first = settings.metrics[0]
     better = 1 if settings.directions[0] == "maximize" else -1
     gain = interval([better * (a - b) for a, b in zip(confirmed[first], default[first], strict=True)])
@@ -359,12 +413,12 @@ def _table(study: optuna.Study, measured: list[FrozenTrial]) -> list[dict[str, A
             "changes": trial.user_attrs.get("changes", {}),
             "run_id": trial.user_attrs.get("run_id"),
         }
-        for trial in sorted(measured, key=lambda trial: rank(study, trial))
+        for trial in sorted(measured, key=lambda trial: (trial.state != TrialState.COMPLETE, rank(study, trial)))
     ]
 
 
 def _confirm(
-    task: _Task, base: Experiment, drawn: Mapping[str, Any], watch: runs.Watch, register: str
+    task: _Task, base: Experiment, drawn: Mapping[str, Any], watch: runs.Watch, who: str, register: str
 ) -> tuple[dict[str, list[float]], str | None]:
     """Figures on the unseen seeds; the first run's model is registered."""
     values: dict[str, list[float]] = {metric: [] for metric in base.sweep.metrics}
@@ -373,7 +427,6 @@ def _confirm(
         first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
         own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
         watcher = Watcher()
-        who = "configured attack" if register == "never" else "winner"
         outcome = runs.run(
             base.override({**drawn, **own}),
             task.label,

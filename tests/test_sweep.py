@@ -12,8 +12,8 @@ from typing import Any
 import optuna  # noqa: TID251
 import pytest
 
+from fl_lightning import runs, tracking
 from fl_lightning import sweep as sweeping
-from fl_lightning import tracking
 from fl_lightning.attacks import Choice, Tunable
 from fl_lightning.config import Experiment, dump
 from fl_lightning.pruning import Halving
@@ -313,10 +313,10 @@ def test_a_trial_of_several_seeds_is_given_up_by_wilcoxons_test(tiny, store_fold
     study, store = study_of(store_folder), tracking.client()
     strong = study.trials[0]
     assert strong.params == {"attack.std": 30.0}
-    runs = tracking.children(store, strong.user_attrs["run_id"])
-    assert sorted(runs) == seeds
+    seeded = tracking.children(store, strong.user_attrs["run_id"])
+    assert sorted(seeded) == seeds
     scores = []
-    for run_id in runs.values():
+    for run_id in seeded.values():
         history = sorted(store.get_metric_history(run_id, "attack/success"), key=lambda one: one.step)
         scores.append(sum(one.value for one in history[-2:]) / 2)
     assert strong.value == pytest.approx(sum(scores) / 4)
@@ -346,3 +346,27 @@ def test_a_search_over_attacks_begins_with_each_as_it_is_configured(tiny):
         "fang_krum.retreat": True
     }
     assert [one["attack"] for one in first] == ["fang_krum", "alie"]
+
+
+def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, store_folder: Path):
+    strong = {"name": "gaussian", "std": 3.0}
+    attacked = ATTACKED | {"attack": strong, "tracking": {"register": "always"}, "evaluation": {"twin": True}}
+    poisoned = runs.run(tiny(**attacked | {"sweep": {}}), "tiny")
+    assert poisoned.registered_model is not None
+    search = {
+        "against": poisoned.registered_model,
+        "direction": "minimize",
+        "space": {"defenses.clip.max_norm": [1e3, 0.5]},
+        "trials": 5,
+        "pruner": "none",
+    }
+    clipped = {"attack": "sign_flip", "rounds": 12, "defenses": {"clip": {"name": "norm_bound", "max_norm": 1e3}}}
+    outcome = sweep(searched(tiny, **search).override(clipped), "tiny")
+    assert outcome.winner == {"defenses.clip.max_norm": 0.5}
+    assert outcome.gain.mean > 0
+    assert outcome.registered_model is None  # a model with less of the attack in it
+    store = tracking.client()
+    for run_id in tracking.children(store, outcome.run_id).values():
+        assert store.get_run(run_id).data.params["attack.std"] == "3.0"
+    names = {run.info.run_name for run in store.search_runs([store.get_run(outcome.run_id).info.experiment_id])}
+    assert "configured defense, unseen seed 7" in names

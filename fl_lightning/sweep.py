@@ -51,7 +51,8 @@ class SweepOutcome:
     Attributes:
         run_id: MLflow run of the study.
         study: name of the study in Optuna.
-        trials: finished trials, best first and those given up last: number, values, changes, feasible, front (on the Pareto front), state, run_id.
+        trials: finished trials, best first and those given up last: number, values, changes, feasible, front (on the Pareto
+            front), state, run_id.
         searched: the winner's figures in the search (optimistic), or None where no trial held the constraints.
         winner: the winner's changes of the configuration.
         confirmed: the winner's figures on unseen seeds, by metric.
@@ -269,7 +270,9 @@ def _work(task: _Task, progress: Callable[[], None]) -> None:
         trials = study.get_trials(deepcopy=False)
         if sum(trial.state != TrialState.WAITING for trial in trials) >= experiment.sweep.trials + _killed(trials):
             return
-        study.optimize(lambda trial: _trial(trial, task, experiment), n_trials=1, catch=(Exception,))
+        study.optimize(
+            lambda trial: _trial(trial, task, experiment), n_trials=1, catch=(Exception,), gc_after_trial=True
+        )
         measured = study.get_trials(deepcopy=False, states=MEASURED)
         if measured and measured[-1].values:
             store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)

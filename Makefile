@@ -10,6 +10,7 @@ JOBS ?=
 SEED ?=
 SET ?=
 DATA ?= mnist
+TABLE ?= all
 PORT ?= 5000
 
 VENV := .venv
@@ -20,12 +21,12 @@ OVERRIDES = $(if $(filter command,$(firstword $(origin DATA))),data=$(DATA)) $(i
 	$(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOBS)) $(if $(SEED),seed=$(SEED)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep ui test test-slow lint bench data clean
+.PHONY: help setup demo sweep reproduce ui test test-slow lint bench data clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 	@echo
-	@echo "variables: EXPERIMENT=$(EXPERIMENT) ATTACK=cmp AGGREGATOR=krum DEFENSE=pdrr SWEEP=pareto TRIALS=12 JOBS=2 SEED=0 SET='rounds=5 attack.boost=3' DATA=$(DATA) PORT=$(PORT) PYTHON=$(PYTHON)"
+	@echo "variables: EXPERIMENT=$(EXPERIMENT) ATTACK=cmp AGGREGATOR=krum DEFENSE=pdrr SWEEP=pareto TRIALS=12 JOBS=2 SEED=0 SET='rounds=5 attack.boost=3' TABLE=cmp:table-4 DATA=$(DATA) PORT=$(PORT) PYTHON=$(PYTHON)"
 
 setup: $(STAMP)  ## make .venv and install everything in it (a few minutes, once)
 
@@ -44,6 +45,9 @@ demo: setup  ## one small experiment on bundled data: seconds
 
 sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
 	$(BIN)/fl-lightning sweep $(EXPERIMENT) $(OVERRIDES)
+
+reproduce: setup  ## run the papers' tables again, quick size (TABLE=cmp:table-4), verdicts in README.md
+	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2) --write README.md
 
 ui: setup  ## look at all runs in the browser (PORT)
 	$(BIN)/fl-lightning ui --port $(PORT)

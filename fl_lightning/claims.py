@@ -64,6 +64,7 @@ class Order(Reading):
         higher: a row, or `row | column`.
         lower: likewise.
         factor: how many times as high.
+        margin: by how much it may lie below that all the same.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Order(Reading):
     higher: str
     lower: str
     factor: float = Field(default=1.0, gt=0)
+    margin: float = Field(default=0.0, ge=0)
 
 
 class Bound(Reading):
@@ -250,8 +252,8 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
     * a printed value v is *confirmed* if |m - v| is at most the tolerance or h; beyond it, *stronger* or *weaker* by its sign;
       *not reproduced* if it falls short by more than four tolerances and more than half of v; *undecided* if h exceeds four
       tolerances;
-    * an order is judged by the differences seed by seed (higher - factor * lower): *confirmed* if their interval lies above 0,
-      *not reproduced* if it lies below or all are 0, else *undecided*;
+    * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
+      above 0, *not reproduced* if it lies below or all are 0, else *undecided*;
     * a limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
     Args:
@@ -266,7 +268,7 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
         return None, "undecided"
     rule = claim.rule
     if isinstance(rule, Order):
-        found = interval([values[0][seed] - rule.factor * values[1][seed] for seed in seeds])
+        found = interval([values[0][seed] - rule.factor * values[1][seed] + rule.margin for seed in seeds])
         return found, _beyond(found, 0.0)
     found = interval([values[0][seed] for seed in seeds])
     if isinstance(rule, Bound):

@@ -161,6 +161,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
+    from rich.markdown import Markdown
     from rich.table import Table
 
     from fl_lightning.matrix import load_matrix, run_matrix
@@ -183,6 +184,7 @@ def _matrix(options: argparse.Namespace) -> int:
     for failure in outcome.campaign.failures.values():
         console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
     console.print(f"bold: the strongest attack on each server; the best worst case: {outcome.safest()}")
+    console.print(Markdown(outcome.minimax()) if console.is_terminal else outcome.minimax(), soft_wrap=True)
     console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
     if options.json:
         rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}

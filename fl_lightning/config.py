@@ -27,6 +27,7 @@ from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import ConfigError, Slot, component, explain, named_config, suggest, to_plain
+from fl_lightning.server import Server
 
 __all__ = [
     "Evaluation",
@@ -42,21 +43,6 @@ __all__ = [
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
 Direction = Literal["maximize", "minimize"]
-
-
-@component
-class Server:
-    """The server step: global model + lr * aggregated update.
-
-    Attributes:
-        lr: the server's learning rate.
-        optimizer: what is done with the aggregated update.
-        weights: whether clients weigh as many as they have samples, or all the same.
-    """
-
-    lr: float = Field(default=1.0, gt=0)
-    optimizer: Literal["sgd"] = "sgd"
-    weights: Literal["samples", "equal"] = "samples"
 
 
 @component
@@ -93,7 +79,7 @@ class Tracking:
 
 @component
 class SweepSettings:
-    """The search for the strongest attack.
+    """The search for the strongest attack, or for the best defense.
 
     Attributes:
         trials: number of finished trials, pruned ones included.
@@ -103,7 +89,11 @@ class SweepSettings:
         direction: whether `metric` is to be large or small; one word for all metrics, or one for each.
         constraints: metric -> bound, such as `global/accuracy: ">= 0.85"`.
         space: dotted path -> range (`{low, high, log}`) or list of choices; the attack's own tunables where empty.
-        pruner: stops hopeless trials early; not where there are several metrics.
+        pruner: stops hopeless trials early; not where there are several metrics. `auto`: `wilcoxon` where a trial runs several
+            seeds, `halving` elsewhere.
+        seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
+        against: a registered model whose attack takes the place of the configured one, such as
+            `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
@@ -114,7 +104,9 @@ class SweepSettings:
     direction: Direction | tuple[Direction, ...] = "maximize"
     constraints: dict[str, str] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
-    pruner: Literal["median", "hyperband", "none"] = "median"
+    pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
+    seeds: tuple[int, ...] = ()
+    against: str | None = None
     confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
 
     @property
@@ -127,12 +119,27 @@ class SweepSettings:
         """One direction a metric."""
         return (self.direction,) * len(self.metrics) if isinstance(self.direction, str) else self.direction
 
+    @property
+    def chosen_pruner(self) -> str:
+        """The pruner, `auto` resolved."""
+        if self.pruner != "auto":
+            return self.pruner
+        return "wilcoxon" if self.seeds else "halving"
+
     @model_validator(mode="after")
     def _fits(self) -> "SweepSettings":
         if not self.metrics or len(self.directions) != len(self.metrics):
             raise ValueError(f"needs one direction for each metric, got {self.directions} for {self.metrics}")
         if len(self.metrics) > 1 and self.sampler == "cmaes":
             raise ValueError("the sampler cmaes knows one metric only; use tpe, gp, nsga2 or random")
+        if self.chosen_pruner != "none" and (self.chosen_pruner == "wilcoxon") != bool(self.seeds):
+            raise ValueError(
+                f"wilcoxon compares the seeds of a trial, all others its rounds; got pruner {self.pruner} "
+                f"and seeds {list(self.seeds)}"
+            )
+        both = sorted(set(self.seeds) & set(self.confirm_seeds))
+        if both or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ from each other and from confirm_seeds, got {list(self.seeds)}")
         return self
 
     @field_validator("constraints")
@@ -227,6 +234,10 @@ class Experiment(BaseModel):
             settings = ", ".join(f"{key}={value}" for key, value in optimizer.to_dict().items())
             raise ConfigError(
                 f"the prediction is that of sgd without momentum and weight decay, got {settings}", "evaluation.effect"
+            )
+        if self.server.optimizer != "sgd":
+            raise ConfigError(
+                f"the prediction is that of server.optimizer sgd, got {self.server.optimizer}", "evaluation.effect"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class FederationState:
         previous_D: `[D]` the global model of the round before.
         attack: the attack's memory.
         defenses: each defense's memory.
+        server: moments of the server's optimizer.
         effect: the predicted effect of the attack on the parameters, once there was one.
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
@@ -103,6 +104,7 @@ class FederationState:
     previous_D: Tensor
     attack: State
     defenses: dict[str, State]
+    server: dict[str, Tensor] = field(default_factory=dict)
     effect: dict[str, Tensor] = field(default_factory=dict)
     history: list[Metrics] = field(default_factory=list)
     strongest: dict[str, Any] = field(default_factory=dict)
@@ -352,7 +354,8 @@ class Federation:
         if bool(poisoned_C.any()):
             influence_C = rule.influence(kept_CD, weights_C, aggregate)
             metrics["attack/selected"] = float(influence_C[poisoned_C[keep_C]].sum())
-        candidate_D = state.global_D + self.experiment.server.lr * aggregate.update
+        server = self.experiment.server
+        candidate_D = state.global_D + server.lr * server.direction(aggregate.update, state.server)
         if not bool(torch.isfinite(candidate_D).all()):
             state.stopped = f"diverged: the global model of round {state.round} would hold NaN or Inf"
             return

@@ -3,11 +3,13 @@
 import csv
 import html
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +19,8 @@ from fl_lightning.campaign import Campaign, Cell, run_campaign
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.registry import ConfigError, explain
+from fl_lightning.space import tunables
+from fl_lightning.sweep import strongest
 
 __all__ = ["Matrix", "MatrixOutcome", "load_matrix", "run_matrix"]
 
@@ -33,6 +37,8 @@ class Matrix(BaseModel):
         seeds: every cell runs with each of them, and so does the attack-free column.
         metric: what the heat map shows.
         jobs: worker processes.
+        tune: settings of a search, such as `{trials: 12}`: every attack is first searched against every server, on a seed of
+            its own; the table then shows the strongest found. None: attacks are what is configured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +49,7 @@ class Matrix(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     metric: str = "attack/success"
     jobs: int = Field(default=2, ge=1)
+    tune: dict[str, Any] | None = None
 
     def experiments(self, fast: bool = False) -> dict[str, Experiment]:
         """Every cell as an experiment named `attack | server`; the attack-free ones are the twins of all others.
@@ -55,10 +62,8 @@ class Matrix(BaseModel):
         for server, changes in self.servers.items():
             for label, attack in {NO_ATTACK: None, **self.attacks}.items():
                 own = {"attack": attack, "seeds": list(self.seeds), "seed": self.seeds[0], **changes}
-                try:
+                with _named(f"{label} | {server}"):
                     experiment = base.override(own)
-                except ConfigError as error:
-                    raise error.under(f"{label} | {server}") from None
                 cells[f"{label} | {server}"] = experiment.faster() if fast else experiment
         return cells
 
@@ -100,6 +105,21 @@ class MatrixOutcome:
     def _worst_value(self, server: str) -> float:
         found = self.cell(str(self.worst(server)), server)
         return found.mean if found else float("nan")
+
+    def minimax(self) -> str:
+        """The worst case of each server, the safest server first; in Markdown."""
+        lines = [f"| server | strongest attack | {self.matrix.metric} | accuracy under it | without attack |"]
+        lines.append("|---" * 5 + "|")
+        measured = [server for server in self.matrix.servers if self.worst(server)]
+        for server in sorted(measured, key=self._worst_value):
+            worst = str(self.worst(server))
+            figures = (
+                self.cell(worst, server),
+                self.cell(worst, server, "global/accuracy"),
+                self.cell(NO_ATTACK, server, "global/accuracy"),
+            )
+            lines.append(f"| {server} | {worst} | " + " | ".join(str(one or "-") for one in figures) + " |")
+        return "\n".join(lines) + "\n"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a cell."""
@@ -191,20 +211,55 @@ def run_matrix(
     fast: bool = False,
     progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
 ) -> MatrixOutcome:
-    """Run every cell that is not finished yet, and log table and heat map to the parent run.
+    """Search and run every cell that is not finished yet, and log tables and heat map to the parent run.
 
     Raises:
         ConfigError: a cell that cannot run, before any is started.
     """
     experiments = matrix.experiments(fast)
+    found: dict[str, dict[str, Any]] = {}
+    if matrix.tune is not None:
+        found = _tuned(matrix, experiments, fast)
+        experiments = {name: one.override(found.get(name, {})) for name, one in experiments.items()}
     outcome = MatrixOutcome(matrix, run_campaign(experiments, f"matrix: {title}", matrix.jobs, progress))
     store, run_id = tracking.client(), outcome.campaign.run_id
     texts: Mapping[str, str] = {
         "matrix.md": outcome.markdown(),
         "matrix.csv": outcome.csv(),
         "matrix.html": outcome.html(),
+        "minimax.md": outcome.minimax(),
     }
     for name, text in texts.items():
         store.log_text(run_id, text, name)
+    if found:
+        store.log_text(run_id, yaml.safe_dump(found, sort_keys=False), "tuned.yaml")
     tracking.log_picture(store, run_id, outcome.picture(), "matrix.png")
     return outcome
+
+
+def _tuned(matrix: Matrix, experiments: Mapping[str, Experiment], fast: bool) -> dict[str, dict[str, Any]]:
+    """The strongest settings of each attack against each server; a search that is finished is not run again.
+
+    The searches share one seed that no cell runs with, so that the table shows what they found on unseen ones.
+    """
+    settings = {"metric": matrix.metric, "jobs": matrix.jobs} | (matrix.tune or {})
+    studies = {}
+    for name, experiment in experiments.items():
+        if experiment.attack is not None and tunables(type(experiment.attack)):
+            with _named(name):
+                own = experiment.override({"seed": max(matrix.seeds) + 1, "seeds": [], "sweep": settings})
+            studies[name] = own.faster() if fast else own
+    found = {}
+    for name, experiment in studies.items():
+        with _named(name):
+            found[name] = strongest(experiment, name)
+    return found
+
+
+@contextmanager
+def _named(cell: str) -> Iterator[None]:
+    """Errors inside are those of a cell."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(cell) from None

@@ -10,7 +10,19 @@ from torch import Tensor
 from fl_lightning.randomness import generator
 from fl_lightning.registry import Component, ConfigError, Registry, Slot, component
 
-__all__ = ["Always", "Cohort", "Fraction", "FromRound", "Full", "KOfN", "Once", "Participation", "Random", "Schedule"]
+__all__ = [
+    "Always",
+    "Cohort",
+    "Fraction",
+    "FromRound",
+    "Full",
+    "KOfN",
+    "Once",
+    "Participation",
+    "Random",
+    "Schedule",
+    "Spaced",
+]
 
 
 class Schedule(Component, ABC):
@@ -54,6 +66,21 @@ class Once(Schedule):
     def adversarial(self, round: int, seed: int) -> bool:
         """True in `self.round`."""
         return round == self.round
+
+
+@component
+class Spaced(Schedule):
+    """Attack in the round `first` and in every `every`-th round after it, `times` times."""
+
+    name: ClassVar[str] = "spaced"
+    first: int = Field(ge=0)
+    every: int = Field(ge=1)
+    times: int = Field(ge=1)
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """True in `first`, `first + every`, ..."""
+        count, off = divmod(round - self.first, self.every)
+        return off == 0 and 0 <= count < self.times
 
 
 @component
@@ -180,5 +207,5 @@ class KOfN(Participation):
 
 REGISTRIES = {
     "participation": Registry("participation", [Full, Fraction, KOfN]),
-    "schedule": Registry("schedule", [Always, FromRound, Once, Random]),
+    "schedule": Registry("schedule", [Always, FromRound, Once, Spaced, Random]),
 }

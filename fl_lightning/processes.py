@@ -10,7 +10,7 @@ import torch
 
 from fl_lightning.registry import ConfigError
 
-__all__ = ["exclusive", "share_cores", "shared"]
+__all__ = ["exclusive", "in_turn", "share_cores", "shared"]
 
 
 @contextmanager
@@ -44,6 +44,15 @@ def shared(path: Path, when_alone: Callable[[], None]) -> Iterator[None]:
         except BlockingIOError:
             pass
         fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold a lock file alone, after waiting for whoever holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -22,17 +22,25 @@ def pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str,
         suffix = "" if len(metrics) == 1 else f"_{metric.replace('/', '_')}"
         options: dict[str, Any] = {"target": target, "target_name": metric}
         yield f"history{suffix}", _figure(plots.plot_optimization_history(study, **options))
-        yield f"slices{suffix}", _figure(plots.plot_slice(study, **options))
         if len({trial.values[position] for trial in complete}) < 2:
             continue
-        shared = set.intersection(*(set(trial.params) for trial in complete))
+        if varied := _varied(complete):
+            yield f"slices{suffix}", _figure(plots.plot_slice(study, params=varied, **options))
+        shared = [name for name in varied if all(name in trial.params for trial in complete)]
         if len(complete) > 3 and len(shared) > 1:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            yield f"importance{suffix}", _figure(plots.plot_param_importances(study, evaluator=evaluator, **options))
+            figure = plots.plot_param_importances(study, evaluator=evaluator, params=shared, **options)
+            yield f"importance{suffix}", _figure(figure)
         if len(shared) > 1:
-            yield f"contour{suffix}", _figure(plots.plot_contour(study, params=sorted(shared)[:4], **options))
+            yield f"contour{suffix}", _figure(plots.plot_contour(study, params=shared[:4], **options))
     if len(metrics) == 2:
         yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
+
+
+def _varied(trials: list[FrozenTrial]) -> list[str]:
+    """Parameters that at least two of the trials have with different values."""
+    names = sorted({name for trial in trials for name in trial.params})
+    return [name for name in names if len({trial.params[name] for trial in trials if name in trial.params}) > 1]
 
 
 def _figure(axes: Any) -> Figure:

@@ -11,30 +11,37 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna  # noqa: TID251
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.attacks import Choice
-from fl_lightning.config import Experiment, load, parse_bound
-from fl_lightning.federation import Federation, RoundReport
+from fl_lightning.config import Experiment, load
+from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, interval
+from fl_lightning.model_registry import find
 from fl_lightning.paths import runs_folder
-from fl_lightning.processes import share_cores, shared
-from fl_lightning.registry import ConfigError, suggest
-from fl_lightning.space import Ask, Span, changes, search_space
+from fl_lightning.processes import in_turn, share_cores, shared
+from fl_lightning.pruning import pruner
+from fl_lightning.registry import ConfigError, registry
+from fl_lightning.space import Ask, Span, changes, search_space, tunables
 from fl_lightning.study_pictures import pictures
+from fl_lightning.trials import Watcher, ask, attack_start, nobody, sampler, score, violations
 
-__all__ = ["SweepOutcome", "search_space", "sweep"]
+__all__ = ["SweepOutcome", "search_space", "strongest", "sweep"]
 
 HEARTBEAT_SECONDS = 20
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+Progress = Callable[[optuna.Study, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,12 @@ class SweepOutcome:
     Attributes:
         run_id: MLflow run of the study.
         study: name of the study in Optuna.
-        trials: finished trials, best first: number, values, changes, feasible, front (on the Pareto front), state, run_id.
+        trials: finished trials, best first and those given up last: number, values, changes, feasible, front (on the Pareto front), state, run_id.
         searched: the winner's figures in the search (optimistic), or None where no trial held the constraints.
         winner: the winner's changes of the configuration.
         confirmed: the winner's figures on unseen seeds, by metric.
-        default: the configured attack's figures on the same seeds.
-        gain: winner minus configured attack, paired by seed, in the first metric; positive is better.
+        default: the figures of what is configured on the same seeds.
+        gain: winner minus what is configured, paired by seed, in the first metric; positive is better.
         registered_model: `name/version` of the winner's poisoned model, or None.
         rounds_saved: share of the rounds of all trials that pruning and shared warm-up did not run.
     """
@@ -66,62 +73,18 @@ class SweepOutcome:
     rounds_saved: float
 
     @property
+    def what(self) -> str:
+        """What was searched."""
+        return searched_slot(self.winner)
+
+    @property
     def verdict(self) -> str:
         """Whether the search was worth it, in words; decided by the 95 % interval of the paired difference."""
         if self.gain.mean - self.gain.half > 0:
-            return "the winner beats the configured attack"
+            return f"the winner beats the configured {self.what}"
         if self.gain.mean <= 0:
-            return "the winner does not beat the configured attack"
-        return "the winner cannot be told from the configured attack on these seeds"
-
-
-def score(history: Sequence[Mapping[str, float]], metric: str) -> float:
-    """Mean of a metric over the last third of the rounds that report it: a single round is noise.
-
-    Raises:
-        ConfigError: no round reports it.
-    """
-    values = [figures[metric] for figures in history if metric in figures]
-    if not values:
-        reported = sorted({name for figures in history for name in figures if not name.startswith("time/")})
-        raise ConfigError(f"no round reports {metric!r}; {suggest(metric, reported)}", "sweep.metric")
-    last = values[-max(1, len(values) // 3) :]
-    return sum(last) / len(last)
-
-
-def violations(history: Sequence[Mapping[str, float]], constraints: Mapping[str, str]) -> dict[str, float]:
-    """By how much each constraint is missed; at most 0 where it holds."""
-    missed = {}
-    for metric, bound in constraints.items():
-        sign, limit = parse_bound(metric, bound)
-        missed[metric] = sign * (limit - score(history, metric))
-    return missed
-
-
-class _Watcher:
-    """An observer that keeps the figures, and reports them to Optuna, which may end a hopeless trial."""
-
-    def __init__(self, trial: Trial | None = None, metric: str = ""):
-        self.trial, self.metric = trial, metric
-        self.history: list[dict[str, float]] = []
-        self.rounds = 0
-
-    def start(self, federation: Federation) -> None:
-        pass
-
-    def round(self, federation: Federation, report: RoundReport) -> None:
-        self.history = federation.state.history
-        self.rounds += 1
-        if self.trial is None or self.metric not in report.metrics:
-            return
-        self.trial.report(report.metrics[self.metric], report.round)
-        last = report.round + 1 == federation.experiment.rounds
-        if not last and self.trial.should_prune():
-            federation.state.stopped = f"pruned after round {report.round}"
-
-    def beside(self, watch: runs.Watch) -> runs.Watch:
-        """This observer and those that `watch` makes."""
-        return lambda experiment: [self, *watch(experiment)]
+            return f"the winner does not beat the configured {self.what}"
+        return f"the winner cannot be told from the configured {self.what} on these seeds"
 
 
 @dataclass(frozen=True)
@@ -143,37 +106,25 @@ class _Task:
         settings = experiment.sweep
         # Workers must not repeat each other's random starts.
         seed = experiment.seed + os.getpid() % 1000 if settings.jobs > 1 else experiment.seed
-        samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-            "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
-            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
-            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
-        }
-        warmup = max(1, experiment.rounds // 3)
-        pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warmup),
-            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=experiment.rounds),
-            "none": optuna.pruners.NopPruner,
-        }
-        storage = optuna.storages.RDBStorage(
-            self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
-        )
-        return optuna.create_study(
-            storage=storage,
-            study_name=self.name,
-            sampler=samplers[settings.sampler](),
-            pruner=pruners[settings.pruner](),
-            directions=list(settings.directions),
-            load_if_exists=True,
-        )
+        with in_turn(runs_folder() / "optuna.lock"):  # two processes that make the tables at once break each other
+            storage = optuna.storages.RDBStorage(
+                self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
+            )
+            return optuna.create_study(
+                storage=storage,
+                study_name=self.name,
+                sampler=sampler(settings.sampler, seed),
+                pruner=pruner(settings, experiment.rounds - attack_start(experiment)),
+                directions=list(settings.directions),
+                load_if_exists=True,
+            )
 
 
 def sweep(
     experiment: Experiment,
     label: str = "experiment",
     watch: runs.Watch = lambda experiment: (),
-    progress: Callable[[optuna.Study, int], None] = lambda study, trials: None,
+    progress: Progress = lambda study, trials: None,
 ) -> SweepOutcome:
     """Search, confirm, register.
 
@@ -186,9 +137,37 @@ def sweep(
     Raises:
         ConfigError: bad input, before any trial.
     """
+    with _searched(experiment, label, progress) as (task, study):
+        return _conclude(task, study, watch)
+
+
+def strongest(
+    experiment: Experiment, label: str = "experiment", progress: Progress = lambda study, trials: None
+) -> dict[str, Any]:
+    """The winner's changes of the configuration, without confirmation: a finished study answers at once.
+
+    Args:
+        experiment: its `sweep` settings say what is searched.
+        label: the name that the experiment was started by.
+        progress: called about once a second with the study.
+
+    Raises:
+        ConfigError: bad input, or no trial came to its end.
+    """
+    with _searched(experiment, label, progress) as (task, study):
+        changes: dict[str, Any] = _winner(task, study).user_attrs["changes"]
+        return changes
+
+
+@contextmanager
+def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterator[tuple[_Task, optuna.Study]]:
+    """The study with all its trials; its run is ended afterwards."""
     _quiet()
+    if experiment.sweep.against:
+        attack = find(experiment.sweep.against).experiment.attack
+        experiment = experiment.override({"attack": attack and attack.to_dict()})
     space = search_space(experiment)
-    for first in _first_trials(experiment, space):  # bad input shows before a study exists
+    for first in first_trials(experiment, space):  # bad input shows before a study exists
         experiment.override(changes(space, _given(first)))
     Federation(experiment)
     store = tracking.client()
@@ -203,7 +182,7 @@ def sweep(
         run_id = tracking.create_run(
             store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
         )
-        for params in _first_trials(experiment, space):
+        for params in first_trials(experiment, space):
             study.enqueue_trial(params)
         study.set_user_attr("run_id", run_id)
 
@@ -212,18 +191,31 @@ def sweep(
         store.update_run(run_id, status="RUNNING")
         task = replace(task, run_id=run_id)
         _search(task, study, progress)
-    outcome = _conclude(task, study, watch)
+    yield task, study
     tracking.end_run(store, run_id, "FINISHED")
     shutil.rmtree(task.warmups, ignore_errors=True)
-    return outcome
 
 
-def _first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
-    """What the search tries first: the configured values, or every attack where the attack itself is searched."""
+def searched_slot(drawn: Mapping[str, Any]) -> str:
+    """What a search varies: the `attack`, the `defense` against it, or other `settings`."""
+    slots = {path.split(".")[0] for path in drawn}
+    if slots == {"attack"}:
+        return "attack"
+    return "defense" if slots <= {"defenses", "aggregator", "client", "server"} else "settings"
+
+
+def first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
+    """What the search tries first: what is configured; every attack as its file has it where the attack itself is searched."""
     if isinstance(attacks := space.get("attack"), Choice):
-        return [{"attack": name} for name in attacks.values]
+        return [{"attack": name} | _as_configured(str(name)) for name in attacks.values]
     flat = tracking.flatten(experiment.to_dict())
-    return [{path: flat[path] for path in space if flat.get(path) is not None}]
+    return [{path: flat[path] for path, span in space.items() if span.holds(flat.get(path))}]
+
+
+def _as_configured(name: str) -> dict[str, Any]:
+    attack = registry("attack").build(name)
+    values = {field: (span, getattr(attack, field)) for field, span in tunables(type(attack)).items()}
+    return {f"{name}.{field}": value for field, (span, value) in values.items() if span.holds(value)}
 
 
 def _given(params: Mapping[str, Any]) -> Ask:
@@ -236,7 +228,7 @@ def _given(params: Mapping[str, Any]) -> Ask:
     return ask
 
 
-def _search(task: _Task, study: optuna.Study, progress: Callable[[optuna.Study, int], None]) -> None:
+def _search(task: _Task, study: optuna.Study, progress: Progress) -> None:
     settings = load(task.tree).sweep
     missing = settings.trials - len(study.get_trials(deepcopy=False, states=DONE))
     jobs = min(settings.jobs, max(0, missing))
@@ -283,61 +275,104 @@ def _work(task: _Task, progress: Callable[[], None]) -> None:
             store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)
 
 
-def _ask(trial: Trial) -> Ask:
-    def ask(name: str, span: Span) -> Any:
-        if isinstance(span, Choice):
-            return trial.suggest_categorical(name, list(span.values))
-        if span.integer:
-            return trial.suggest_int(name, int(span.low), int(span.high), log=span.log)
-        return trial.suggest_float(name, span.low, span.high, log=span.log)
-
-    return ask
-
-
 def _trial(trial: Trial, task: _Task, base: Experiment) -> float | Sequence[float]:
-    """One trial: a tracked child run of the study."""
+    """One trial: a tracked child run of the study, or one with a child a seed."""
     settings = base.sweep
-    drawn = changes(search_space(base), _ask(trial))
+    drawn = changes(search_space(base), ask(trial))
     trial.set_user_attr("changes", drawn)
-    single = len(settings.metrics) == 1
-    watcher = _Watcher(trial, settings.metrics[0]) if single else _Watcher()
     try:
         experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
-        quiet = watcher.beside(lambda _: ())
         title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
-        outcome = runs.run(experiment, task.label, quiet, task.run_id, "trial", task.warmups, title)
+        measure = _several_seeds if settings.seeds else _one_seed
+        measured = measure(trial, task, experiment, title)
     except Exception as error:
         trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
         raise
-    trial.set_user_attr("run_id", outcome.run_id)
-    trial.set_user_attr("rounds", watcher.rounds)
-    for metric, missed in violations(watcher.history, settings.constraints).items():
+    trial.set_user_attr("run_id", measured.run_id)
+    trial.set_user_attr("rounds", measured.rounds)
+    for metric, missed in measured.missed.items():
         trial.set_constraint(metric, missed)
+    if measured.stopped:
+        if not measured.stopped.startswith("pruned"):
+            trial.set_user_attr("error", measured.stopped)
+        if len(settings.metrics) == 1:
+            raise optuna.TrialPruned(measured.stopped)
+    return measured.values[0] if len(settings.metrics) == 1 else measured.values
+
+
+class _Measured(NamedTuple):
+    """What a trial came to: its run, rounds done, a value for each metric, by how much constraints are missed, why it ended."""
+
+    run_id: str
+    rounds: int
+    values: list[float]
+    missed: dict[str, float]
+    stopped: str | None
+
+
+def _one_seed(trial: Trial, task: _Task, experiment: Experiment, title: str) -> _Measured:
+    """The experiment with its own seed; Optuna may end it after any round."""
+    settings = experiment.sweep
+    watcher = Watcher(trial, settings.metrics[0]) if len(settings.metrics) == 1 else Watcher()
+    outcome = runs.run(experiment, task.label, watcher.beside(nobody), task.run_id, "trial", task.warmups, title)
     values = [score(watcher.history, metric) for metric in settings.metrics]
-    if outcome.stopped:
-        if not outcome.stopped.startswith("pruned"):
-            trial.set_user_attr("error", outcome.stopped)
-        if single:
-            raise optuna.TrialPruned(outcome.stopped)
-    return values[0] if single else values
+    missed = violations(watcher.history, settings.constraints)
+    return _Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped)
+
+
+def _several_seeds(trial: Trial, task: _Task, experiment: Experiment, title: str) -> _Measured:
+    """The experiment with one seed after the other under a run of the trial; Optuna may end it after any seed."""
+    settings, store = experiment.sweep, tracking.client()
+    run_id = tracking.create_run(store, experiment, title, "trial", task.run_id, **{"fl.experiment": task.label})
+    found: list[_Measured] = []
+    stopped = None
+    for position, seed in enumerate(settings.seeds):
+        watcher = Watcher()
+        own = runs.one_seed(experiment, seed)
+        outcome = runs.run(own, task.label, watcher.beside(nobody), run_id, "seed", task.warmups, f"seed {seed}")
+        values = [score(watcher.history, metric) for metric in settings.metrics]
+        missed = violations(watcher.history, settings.constraints)
+        found.append(_Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped))
+        if stopped := outcome.stopped:
+            break
+        if len(settings.metrics) == 1:
+            trial.report(values[0], position)
+            if position + 1 < len(settings.seeds) and trial.should_prune():
+                stopped = f"pruned after seed {seed}"
+                break
+    spread = {metric: interval([one.values[place] for one in found]) for place, metric in enumerate(settings.metrics)}
+    tracking.log_summary(store, run_id, spread)
+    tracking.end_run(store, run_id, "FINISHED", stopped)
+    missed = {name: sum(one.missed[name] for one in found) / len(found) for name in settings.constraints}
+    rounds = sum(one.rounds for one in found)
+    return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped)
+
+
+def _winner(task: _Task, study: optuna.Study) -> FrozenTrial:
+    """The best trial that came to its end."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
+        tracking.end_run(tracking.client(), task.run_id, "FAILED", "; ".join(sorted(reasons)))
+        raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
+    return min(complete, key=lambda trial: rank(study, trial))
 
 
 def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcome:
-    """Confirm the winner on unseen seeds, beside the configured attack, and register its model."""
+    """Confirm the winner on unseen seeds, beside what is configured, and register its model."""
     experiment = load(task.tree)
     settings = experiment.sweep
     store = tracking.client()
     measured = study.get_trials(deepcopy=False, states=MEASURED)
-    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
-    if not complete:
-        reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
-        tracking.end_run(store, task.run_id, "FAILED", "; ".join(sorted(reasons)))
-        raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
-    winner = min(complete, key=lambda trial: _rank(study, trial))
+    winner = _winner(task, study)
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if _feasible(winner) else None
     configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
-    confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "always")
-    default, _ = _confirm(task, experiment, configured, watch, "never")
+    # The model of an attack that a search made weak is nothing to look for in the registry.
+    register = "always" if settings.directions[0] == "maximize" else "never"
+    confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "winner", register)
+    default, _ = _confirm(
+        task, experiment, configured, watch, f"configured {searched_slot(winner.user_attrs['changes'])}", "never"
+    )
     first = settings.metrics[0]
     better = 1 if settings.directions[0] == "maximize" else -1
     gain = interval([better * (a - b) for a, b in zip(confirmed[first], default[first], strict=True)])
@@ -352,7 +387,7 @@ def _conclude(task: _Task, study: optuna.Study, watch: runs.Watch) -> SweepOutco
         default={metric: interval(values) for metric, values in default.items()},
         gain=gain,
         registered_model=registered,
-        rounds_saved=1 - rounds / (experiment.rounds * len(measured)),
+        rounds_saved=1 - rounds / (experiment.rounds * max(1, len(settings.seeds)) * len(measured)),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
     for metric in settings.metrics:
@@ -378,12 +413,12 @@ def _table(study: optuna.Study, measured: list[FrozenTrial]) -> list[dict[str, A
             "changes": trial.user_attrs.get("changes", {}),
             "run_id": trial.user_attrs.get("run_id"),
         }
-        for trial in sorted(measured, key=lambda trial: _rank(study, trial))
+        for trial in sorted(measured, key=lambda trial: (trial.state != TrialState.COMPLETE, rank(study, trial)))
     ]
 
 
 def _confirm(
-    task: _Task, base: Experiment, drawn: Mapping[str, Any], watch: runs.Watch, register: str
+    task: _Task, base: Experiment, drawn: Mapping[str, Any], watch: runs.Watch, who: str, register: str
 ) -> tuple[dict[str, list[float]], str | None]:
     """Figures on the unseen seeds; the first run's model is registered."""
     values: dict[str, list[float]] = {metric: [] for metric in base.sweep.metrics}
@@ -391,8 +426,7 @@ def _confirm(
     for position, seed in enumerate(base.sweep.confirm_seeds):
         first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
         own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
-        watcher = _Watcher()
-        who = "configured attack" if register == "never" else "winner"
+        watcher = Watcher()
         outcome = runs.run(
             base.override({**drawn, **own}),
             task.label,
@@ -408,7 +442,7 @@ def _confirm(
     return values, registered
 
 
-def _rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
+def rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
     """Sorts the best trial in the first metric first; infeasible ones after, those that miss least before others."""
     missed = sum(max(0.0, value) for value in trial.constraints.values())
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1

@@ -54,11 +54,11 @@ def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
     if outcome.searched is None:
         console.print("no trial held the constraints; the figures are those of the one that missed them least")
     seeds = len(experiment.sweep.confirm_seeds)
-    result = Table("", *metrics, box=None, title="strongest found", title_justify="left")
+    result = Table("", *metrics, box=None, title=f"{outcome.what} found", title_justify="left")
     if outcome.searched:
         result.add_row("in the search (optimistic)", *(f"{outcome.searched[metric]:.3f}" for metric in metrics))
     result.add_row(f"on {seeds} unseen seeds", *(str(outcome.confirmed[metric]) for metric in metrics))
-    result.add_row("configured attack, same seeds", *(str(outcome.default[metric]) for metric in metrics))
+    result.add_row(f"configured {outcome.what}, same seeds", *(str(outcome.default[metric]) for metric in metrics))
     console.print(result)
     console.print(f"{outcome.verdict} (paired difference in {metrics[0]}: {outcome.gain})", soft_wrap=True)
     console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")

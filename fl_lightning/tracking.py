@@ -233,9 +233,10 @@ def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> s
 
 
 def end_children(run_id: str, status: str, reason: str) -> None:
-    """End every child run that is still RUNNING."""
+    """End every run below that is still RUNNING."""
     store = client()
     for run in _nested(store, run_id, " AND attributes.status = 'RUNNING'"):
+        end_children(run.info.run_id, status, reason)
         end_run(store, run.info.run_id, status, reason)
 
 
@@ -334,6 +335,9 @@ class Tracker:
         state = federation.state
         figures = {name: value for metrics in state.history for name, value in metrics.items()}
         self._picture(curves(state.history), "curves.png")
+        if state.stopped and state.stopped.startswith("pruned"):  # given up: nobody asks for its model
+            end_run(self.store, self.run_id, "FINISHED", state.stopped)
+            return None, None
         uri = self._log_model(federation, state.global_D, "final", state.round - 1, figures)
         best = state.strongest
         if best and best["round"] != state.round - 1:

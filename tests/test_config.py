@@ -266,7 +266,7 @@ def test_bad_overrides(override: str, parts: list[str]):
             ["'shift'", "got 'shfit'"],
         ),
         ({"defenses": {"check": "nothing"}}, "defenses.check", ["unknown defense 'nothing'"]),
-        ({"server": {"optimizer": "adam"}}, "server.optimizer", ["got 'adam'"]),
+        ({"server": {"optimizer": "adamw"}}, "server.optimizer", ["got 'adamw'"]),
     ],
 )
 def test_what_cannot_run_is_refused_at_load_time(change: dict[str, Any], path: str, parts: list[str]):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import TINY
 
 from fl_lightning import campaign as campaigns
@@ -111,3 +112,28 @@ def test_two_processes_give_the_same_figures_as_one(tiny):
 def test_a_cell_that_cannot_run_is_named_before_any_starts(changes, message):
     with pytest.raises(ConfigError, match=message):
         run_matrix(Matrix(**SMALL | changes), "wrong")
+
+
+def test_tuned_attacks_are_at_least_searched_and_not_searched_again(tiny, monkeypatch: pytest.MonkeyPatch):
+    attacks = {"noise": {"name": "gaussian", "std": 1e-3}}
+    matrix = Matrix(**SMALL | {"attacks": attacks, "seeds": [0], "tune": {"trials": 4, "sampler": "random"}})
+    outcome = run_matrix(matrix, "tuned")
+    store = tracking.client()
+    found = yaml.safe_load(Path(store.download_artifacts(outcome.campaign.run_id, "tuned.yaml")).read_text())
+    assert set(found) == {"noise | mean", "noise | median"}
+    for name, drawn in found.items():
+        run = store.get_run(outcome.campaign.outcomes[Cell(name, 0)].run_id)
+        assert float(run.data.params["attack.std"]) == drawn["attack.std"] != 1e-3
+    studies = store.search_runs([run.info.experiment_id], "tags.`fl.kind` = 'study'")
+    assert {study.data.tags["fl.seed"] for study in studies} == {"1"}
+    table = outcome.minimax().splitlines()
+    assert len(table) == 2 + 2
+    assert table[2].startswith(f"| {outcome.safest()} | {outcome.worst(str(outcome.safest()))} |")
+
+    def never(*args: Any, **more: Any) -> Any:
+        raise AssertionError("everything was run already")
+
+    monkeypatch.setattr(runs, "run", never)
+    again = run_matrix(matrix, "tuned")
+    assert again.campaign.run_id == outcome.campaign.run_id
+    assert again.minimax() == outcome.minimax()

@@ -8,7 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.participation import Always, Fraction, FromRound, Full, KOfN, Once, Participation, Random, Schedule
+from fl_lightning.participation import (
+    Always,
+    Fraction,
+    FromRound,
+    Full,
+    KOfN,
+    Once,
+    Participation,
+    Random,
+    Schedule,
+    Spaced,
+)
 from fl_lightning.registry import ConfigError
 
 
@@ -128,7 +139,13 @@ def test_forcing_only_moves_attackers_in():
 
 @pytest.mark.parametrize(
     ("schedule", "rounds"),
-    [(Always(), [0, 1, 2, 3, 4, 5]), (FromRound(round=2), [2, 3, 4, 5]), (Once(round=3), [3]), (Once(round=9), [])],
+    [
+        (Always(), [0, 1, 2, 3, 4, 5]),
+        (FromRound(round=2), [2, 3, 4, 5]),
+        (Once(round=3), [3]),
+        (Once(round=9), []),
+        (Spaced(first=1, every=2, times=2), [1, 3]),
+    ],
 )
 def test_schedules(schedule: Schedule, rounds: list[int]):
     assert [round for round in range(6) if schedule.adversarial(round, seed=0)] == rounds

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 
 from fl_lightning.aggregators import Krum, Mean, Median, TrimmedMean, krum_scores
 from fl_lightning.defenses import Pdrr, bloc
-from fl_lightning.defenses._pdrr_evidence import printed_survival, sign_correlation, survival
+from fl_lightning.defenses._pdrr_evidence import (
+    distances_to,
+    near_copies,
+    printed_survival,
+    sign_correlation,
+    survival,
+)
 from fl_lightning.randomness import generator
 from fl_lightning.registry import ConfigError
 
@@ -130,12 +136,13 @@ def test_tells_attack_from_no_attack(rule):
 
 def test_a_weakened_honest_model_is_a_bloc():
     # where iid clients agree, Fang's attack on Krum finds no direction to oppose and sends a part of the honest step
+    # and copies with so much noise are not near ones
     random = generator(0, "iid")
     common = torch.randn(20_000, generator=random)
     rows = 1e-3 * (2.2 * common + torch.randn(50, 20_000, generator=random))
     rule, detector = RULES[0], Pdrr()
     assert not detector.detect(rows, rule).flagged.any()
-    rows[:20] = 0.9 * rows[20:].mean(0) + 1e-5 * torch.randn(20, 20_000, generator=random)
+    rows[:20] = 0.9 * rows[20:].mean(0) + 1e-4 * torch.randn(20, 20_000, generator=random)
     flagged, scores = detector.detect(rows, rule)
     assert scores[20:].max() > 0.7
     assert flagged[:20].all()
@@ -146,6 +153,58 @@ def test_noise_in_unmoved_coordinates_does_not_hide_copies():
     rows = fang(honest(0), RULES[0], noise=1e-9)
     assert Pdrr(q=0.95).detect(rows, RULES[0]).flagged[:20].all()
     assert sign_correlation(rows, 0, negligible=0)[1] < 0.97
+
+
+@pytest.mark.parametrize("share", [0.9, 0.03, 0.001])
+def test_copies_are_found_however_weak_the_model_that_they_send(share):
+    # at a share of 0.001 the noise on the copies is larger than what they have in common, and no sign agrees
+    random = generator(0, "retreat")
+    rows = 1e-3 * (1.5 * torch.randn(20_000, generator=random) + torch.randn(50, 20_000, generator=random))
+    noise = torch.randn(20, 20_000, generator=random)
+    rows[:20] = share * rows[20:].mean(0) + 1e-3 * noise / noise.norm(dim=1, keepdim=True)
+    rule = RULES[0]
+    assert rule(rows).kept[:20].any()
+    flagged, scores = Pdrr().detect(rows, rule)
+    assert flagged.tolist() == [True] * 20 + [False] * 30
+    assert scores[:20].min() > scores[20:].max()
+    assert share > 0.01 or not bloc(sign_correlation(rows, 0), 0.85, 0.1).any()
+
+
+def test_near_copies_golden():
+    assert near_copies(torch.tensor([0.3, 0.0, 0.006, 0.9, 1.0, 0.8]), 0.02).tolist() == [
+        False,
+        True,
+        True,
+        *[False] * 3,
+    ]
+    # two copies, four near-copies: the larger group, and no group of more than half
+    nested = torch.tensor([0.0, 0.0, 0.001, 0.001, 1.0, 1.0, 1.0, 1.0])
+    assert near_copies(nested, 0.02).tolist() == [True] * 4 + [False] * 4
+    assert near_copies(nested[:6], 0.02).tolist() == [True] * 2 + [False] * 4
+    assert near_copies(torch.tensor([0.0, 0.0, 1.0, 1.0]), 0).tolist() == [True, True, False, False]
+    for nobody in ([0.0] * 6, [0.0], [0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.3, 0.8, 0.6, 0.7, 0.9]):
+        assert not near_copies(torch.tensor(nobody), 0.02).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(c=st.integers(4, 30), seed=st.integers(0, 9999), scale=st.floats(1e-12, 1e12))
+def test_near_copies_need_a_void_around_them(c, seed, scale):
+    random = generator(seed, "void")
+    rows = torch.randn(c, 50, generator=random)
+    assert not near_copies(distances_to(rows, 0), 0.02).any()  # honest: nothing to see
+    copies = int(torch.randint(2, c // 2 + 1, (1,), generator=random))
+    rows[:copies] = rows[0] + 1e-4 * rows[:copies]
+    order = torch.randperm(c, generator=random)
+    distances = scale * distances_to(rows[order], int(order.argmin()))
+    assert near_copies(distances, 0.02).tolist() == (order < copies).tolist()
+
+
+def test_distances_to_a_row():
+    rows = torch.randn(7, 70_000, generator=generator(0, "distances"))
+    rows[4] = rows[2]
+    expected = torch.cdist(rows.double(), rows[2:3].double())[:, 0]
+    torch.testing.assert_close(distances_to(rows, 2), expected, rtol=1e-5, atol=0)
+    assert distances_to(rows, 2)[4] == 0
 
 
 def test_bloc_needs_company_and_a_majority_of_others():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,13 +12,15 @@ from typing import Any
 import optuna  # noqa: TID251
 import pytest
 
+from fl_lightning import runs, tracking
 from fl_lightning import sweep as sweeping
-from fl_lightning import tracking
 from fl_lightning.attacks import Choice, Tunable
 from fl_lightning.config import Experiment, dump
+from fl_lightning.pruning import Halving
 from fl_lightning.registry import ConfigError
 from fl_lightning.space import changes, search_space, tunables
-from fl_lightning.sweep import score, sweep, violations
+from fl_lightning.sweep import first_trials, sweep
+from fl_lightning.trials import score, violations
 
 ATTACKED: dict[str, Any] = {
     "attack": {"name": "gaussian", "std": 0.05},
@@ -72,7 +75,7 @@ def test_violations_by_hand():
 
 
 def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_folder: Path):
-    experiment = searched(tiny)
+    experiment = searched(tiny, pruner="none")
     outcome = sweep(experiment, "tiny")
     study = study_of(store_folder)
     store = tracking.client()
@@ -140,7 +143,7 @@ def test_constraints_decide_the_winner(tiny):
 PROGRAM = """
 import sys, yaml
 from fl_lightning.config import load
-from fl_lightning.sweep import sweep
+from fl_lightning.sweep import first_trials, sweep
 if __name__ == "__main__":
     sweep(load(yaml.safe_load(open(sys.argv[1]))), "tiny")
 """
@@ -173,9 +176,12 @@ def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path
 
 
 def count(folder: Path, state: optuna.trial.TrialState) -> int:
+    """Reads the database beside Optuna, which would make the tables that another process is making."""
     try:
-        return sum(trial.state == state for trial in study_of(folder).trials)
-    except Exception:  # the database is being made
+        with sqlite3.connect(f"file:{folder / 'optuna.db'}?mode=ro", uri=True) as database:
+            rows = database.execute("SELECT COUNT(*) FROM trials WHERE state = ?", (state.name,))
+            return int(rows.fetchone()[0])
+    except sqlite3.OperationalError:  # it is being made
         return 0
 
 
@@ -234,3 +240,133 @@ def test_a_space_names_every_tunable_of_an_attack_with_its_own_type(tiny):
             annotation = str(attack.__dataclass_fields__[name].type)  # type: ignore[attr-defined]
             if isinstance(span, Tunable):
                 assert span.integer == ("int" in annotation and "float" not in annotation), (attack.name, name)
+
+
+def reported(
+    value: float, state: optuna.trial.TrialState, steps: int = 9, missed: float = 0.0
+) -> optuna.trial.FrozenTrial:
+    """A trial that reported the same value in every round."""
+    done = state == optuna.trial.TrialState.COMPLETE
+    trial = optuna.trial.create_trial(
+        state=state, value=value if done else None, intermediate_values=dict.fromkeys(range(steps), value)
+    )
+    if missed:
+        trial.set_constraint("global/accuracy", missed)
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("value", "direction", "given_up"), [(0.5, "maximize", True), (0.9, "maximize", False), (0.2, "minimize", False)]
+)
+def test_halving_lets_the_best_third_go_on(value: float, direction: str, given_up: bool):
+    pruner = Halving(first=3)
+    study = optuna.create_study(direction=direction, pruner=pruner)
+    for other in (0.3, 0.6, 0.7, 0.8, 0.85):  # six with the new one: two go on
+        study.add_trial(reported(other, optuna.trial.TrialState.COMPLETE))
+    trial = study.ask()
+    decided = []
+    for step in range(9):
+        trial.report(value, step)
+        decided.append(trial.should_prune())
+    assert decided == [step in (2, 8) and given_up for step in range(9)]
+
+
+def test_halving_compares_with_no_trial_that_broke_a_constraint():
+    study = optuna.create_study(direction="maximize", pruner=Halving(first=1))
+    study.add_trial(reported(0.9, optuna.trial.TrialState.COMPLETE, missed=0.1))
+    study.add_trial(reported(0.4, optuna.trial.TrialState.COMPLETE))
+    trial = study.ask()
+    trial.report(0.5, 0)
+    assert not trial.should_prune()
+    trial.report(0.3, 2)  # the second comparison, late because a round reported nothing
+    assert trial.should_prune()
+
+
+def test_a_success_that_falls_does_not_save_a_trial():
+    """Untargeted success is high while the model knows nothing: what counts is where it lies now, not where it once was."""
+    study = optuna.create_study(direction="maximize", pruner=Halving(first=3))
+    study.add_trial(reported(0.8, optuna.trial.TrialState.COMPLETE))
+    study.add_trial(reported(0.8, optuna.trial.TrialState.COMPLETE))
+    trial = study.ask()
+    for step, value in enumerate((0.9, 0.9, 0.7)):
+        trial.report(value, step)
+    assert trial.should_prune()
+
+
+def test_a_sweep_says_what_pruning_saved(tiny, store_folder: Path):
+    experiment = searched(tiny, trials=6, confirm_seeds=[7], sampler="random")
+    outcome = sweep(experiment.model_copy(update={"rounds": 12}), "tiny")
+    study = study_of(store_folder)
+    pruned = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.PRUNED]
+    assert pruned
+    assert {trial.user_attrs["rounds"] for trial in pruned} <= {3, 9}
+    rounds = sum(trial.user_attrs["rounds"] for trial in study.trials)
+    assert outcome.rounds_saved == pytest.approx(1 - rounds / (12 * 6))
+    assert tracking.client().get_run(outcome.run_id).data.metrics["sweep/rounds_saved"] == outcome.rounds_saved
+    assert "fl.model_uri" not in tracking.client().get_run(pruned[0].user_attrs["run_id"]).data.tags
+
+
+def test_a_trial_of_several_seeds_is_given_up_by_wilcoxons_test(tiny, store_folder: Path):
+    seeds = [11, 12, 13, 14]
+    search = {"seeds": seeds, "trials": 3, "sampler": "random", "space": {"attack.std": [30.0, 1e-6]}}
+    outcome = sweep(tiny(**ATTACKED | {"attack": {"name": "gaussian", "std": 30.0}, "sweep": search}), "tiny")
+    study, store = study_of(store_folder), tracking.client()
+    strong = study.trials[0]
+    assert strong.params == {"attack.std": 30.0}
+    seeded = tracking.children(store, strong.user_attrs["run_id"])
+    assert sorted(seeded) == seeds
+    scores = []
+    for run_id in seeded.values():
+        history = sorted(store.get_metric_history(run_id, "attack/success"), key=lambda one: one.step)
+        scores.append(sum(one.value for one in history[-2:]) / 2)
+    assert strong.value == pytest.approx(sum(scores) / 4)
+    assert sorted(strong.intermediate_values.values()) == pytest.approx(sorted(scores))
+    weak = [trial for trial in study.trials if trial.params["attack.std"] == 1e-6]
+    assert weak
+    for trial in weak:
+        assert trial.state == optuna.trial.TrialState.PRUNED
+        assert len(trial.intermediate_values) == 3  # of fewer seeds the smallest p-value is 1/4
+    assert outcome.rounds_saved == pytest.approx(len(weak) * 6 / (3 * 4 * 6))
+
+
+def test_rounds_and_seeds_have_pruners_of_their_own(tiny):
+    assert tiny().sweep.chosen_pruner == "halving"
+    assert tiny(sweep={"seeds": [1, 2]}).sweep.chosen_pruner == "wilcoxon"
+    for settings in ({"pruner": "wilcoxon"}, {"pruner": "halving", "seeds": [1, 2]}):
+        with pytest.raises(ConfigError, match="wilcoxon compares the seeds"):
+            tiny(sweep=settings)
+    with pytest.raises(ConfigError, match="differ from each other and from confirm_seeds"):
+        tiny(sweep={"seeds": [1, 2], "confirm_seeds": [2]})
+
+
+def test_a_search_over_attacks_begins_with_each_as_it_is_configured(tiny):
+    experiment = tiny(sweep={"space": {"attack": ["fang_krum", "alie"]}})
+    first = first_trials(experiment, search_space(experiment))
+    assert first[0] == {"attack": "fang_krum", "fang_krum.search": "halving", "fang_krum.epsilon": 1e-3} | {
+        "fang_krum.retreat": True
+    }
+    assert [one["attack"] for one in first] == ["fang_krum", "alie"]
+
+
+def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, store_folder: Path):
+    strong = {"name": "gaussian", "std": 3.0}
+    attacked = ATTACKED | {"attack": strong, "tracking": {"register": "always"}, "evaluation": {"twin": True}}
+    poisoned = runs.run(tiny(**attacked | {"sweep": {}}), "tiny")
+    assert poisoned.registered_model is not None
+    search = {
+        "against": poisoned.registered_model,
+        "direction": "minimize",
+        "space": {"defenses.clip.max_norm": [1e3, 0.5]},
+        "trials": 5,
+        "pruner": "none",
+    }
+    clipped = {"attack": "sign_flip", "rounds": 12, "defenses": {"clip": {"name": "norm_bound", "max_norm": 1e3}}}
+    outcome = sweep(searched(tiny, **search).override(clipped), "tiny")
+    assert outcome.winner == {"defenses.clip.max_norm": 0.5}
+    assert outcome.gain.mean > 0
+    assert outcome.registered_model is None  # a model with less of the attack in it
+    store = tracking.client()
+    for run_id in tracking.children(store, outcome.run_id).values():
+        assert store.get_run(run_id).data.params["attack.std"] == "3.0"
+    names = {run.info.run_name for run in store.search_runs([store.get_run(outcome.run_id).info.experiment_id])}
+    assert "configured defense, unseen seed 7" in names

@@ -1,51 +1,65 @@
 """How long a repeated attack survives under FL-WBC, robust rules and differential privacy.
 
 Fashion-MNIST, 100 clients x 600 samples, 10 a round, sgd 0.05, one local epoch of 19 steps. From a federation of 25 honest rounds
-on, five of ten clients repeat the same dirty-labelled image in rounds 0, 4 and 8: 20 steps on that image alone. Mitigation
-rounds: how many rounds after the third attack the confidence in the wished label first lies below one half, and below it for
-good; `TAIL` where it never does. One line of JSON for each seed, image and arm.
+on, five of ten clients repeat the same dirty-labelled image in the rounds `ATTACKED`: 20 steps on that image alone.
+Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at most
+until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm.
 
-    python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--images 5] [--seeds 3] [--arms main]
+    python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--seeds 3]
+    python benchmarks/studies/fl_wbc.py results.jsonl --summary
 """
 
 import argparse
 import json
-import time
 from copy import copy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from fl_lightning.attacks import Attack, Poisoned, TargetSamples, View
 from fl_lightning.config import load
 from fl_lightning.defenses import State
 from fl_lightning.federation import Federation
+from fl_lightning.models import Mlp, Model
+from fl_lightning.models._layers import cnn
 from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-START, ATTACKED, TAIL, LR = 25, (25, 29, 33), 10, 0.05
+START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 30, 0.05
+LATER = range(2, len(ATTACKED))
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "main": {
-        "none": {},
+    "main": {"none": {}, "fl_wbc 0.4": {"wbc": WBC}},
+    "rules": {
         "median": {"aggregator": {"name": "median"}},
         "trimmed_mean 2": {"aggregator": {"name": "trimmed_mean", "n_byzantine": 2}},
-        "fl_wbc 0.4": {"wbc": WBC},
-        "fl_wbc 0.4 no mask": {"wbc": WBC | {"mask": False}},
         "fl_wbc 0.4 + median": {"wbc": WBC, "aggregator": {"name": "median"}},
     },
+    "control": {"fl_wbc 0.4, mask 1": {"wbc": WBC | {"mask": False}}},
     "trade-off": {
-        **{f"fl_wbc {std}": {"wbc": WBC | {"std": std}} for std in (0.1, 0.2, 0.7, 1.0)},
-        **{f"fl_wbc {std} no mask": {"wbc": WBC | {"std": std, "mask": False}} for std in (0.1, 0.2)},
-        **{f"cdp {std} x lr": {"privacy": {"name": "cdp", "std": std, "rate": LR}} for std in (0.1, 0.4, 0.7, 1.0)},
-        **{f"ldp {std} x lr": {"privacy": {"name": "ldp", "std": std, "rate": LR}} for std in (0.4, 1.0, 2.0, 3.0)},
-        **{f"cdp {std}": {"privacy": {"name": "cdp", "std": std}} for std in (0.1, 0.4)},
-        **{f"ldp {std}": {"privacy": {"name": "ldp", "std": std}} for std in (0.1, 0.4)},
+        **{f"fl_wbc {std}": {"wbc": WBC | {"std": std}} for std in (0.2, 0.7)},
+        **{f"cdp {std} x lr": {"privacy": {"name": "cdp", "std": std, "rate": LR}} for std in (0.4, 0.7)},
+        **{f"ldp {std} x lr": {"privacy": {"name": "ldp", "std": std, "rate": LR}} for std in (1.0, 2.0)},
+        "cdp 0.1": {"privacy": {"name": "cdp", "std": 0.1}},
+        "ldp 0.1": {"privacy": {"name": "ldp", "std": 0.1}},
     },
 }
+
+
+@component
+class SmallCnn(Model):
+    """FL-WBC's CNN with half as many channels: 11,274 parameters."""
+
+    name: ClassVar[str] = "small_cnn"
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """`[B, channels, height, width]` to `[B, classes]`."""
+        return cnn(shape, classes, channels=(8, 16), padding=(2, 2))
 
 
 @component
@@ -80,21 +94,23 @@ class Repeated(Attack):
         return Poisoned(update_D.expand(view.n_malicious, -1))
 
 
-def prepared(model: str, seed: int, partition: dict[str, Any]) -> Federation:
+MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn()}
+
+
+def prepared(model: str, seed: int, partition: str) -> Federation:
     """A federation after its honest start."""
     experiment = load(
         {
             "seed": seed,
             "rounds": ATTACKED[-1] + TAIL + 1,
             "data": {"name": "fashion_mnist", "test_samples": 2000},
-            "partition": {"clients": 100, "samples_per_client": 600, **partition},
-            "model": model,
+            "partition": {"clients": 100, "samples_per_client": 600, "name": partition},
             "client": {"optimizer": {"name": "sgd", "lr": LR}},
             "participation": {"name": "k_of_n", "k": 10},
             "engine": "vectorized",
         }
     )
-    federation = Federation(experiment)
+    federation = Federation(experiment.model_copy(update={"model": MODELS[model]}))
     while federation.state.round < START:
         federation.round()
     return federation
@@ -103,15 +119,16 @@ def prepared(model: str, seed: int, partition: dict[str, Any]) -> Federation:
 def campaign(start: Federation, image: int, arm: dict[str, Any]) -> dict[str, Any]:
     """Confidence and accuracy round by round after the start."""
     base = start.experiment
-    slots: dict[str, Any] = {"aggregator": arm.get("aggregator", "mean"), "rounds": base.rounds}
+    slots: dict[str, Any] = {"model": "mlp", "aggregator": arm.get("aggregator", "mean"), "rounds": base.rounds}
     if "wbc" in arm:
         slots["client"] = {"optimizer": {"name": "sgd", "lr": LR}, "callbacks": {"wbc": arm["wbc"]}}
     if "privacy" in arm:
         slots["defenses"] = {"privacy": arm["privacy"]}
     objective = TargetSamples(count=1)
+    attack = Repeated(objective=objective)
     federation = copy(start)
     federation.experiment = load(base.to_dict() | slots).model_copy(
-        update={"participation": Campaign(k=10, malicious=5), "attack": Repeated(objective=objective)}
+        update={"model": base.model, "participation": Campaign(k=10, malicious=5), "attack": attack}
     )
     federation.goal = objective.goal(start.data, generator(base.seed, "objective", image))
     federation.state = federation._initial_state()
@@ -119,43 +136,110 @@ def campaign(start: Federation, image: int, arm: dict[str, Any]) -> dict[str, An
     federation.state.previous_D = start.state.previous_D.clone()
     federation.state.round = START
     state = federation.run()
-    third = [metrics["attack/confidence"] for metrics in state.history[ATTACKED[-1] - START :]]
-    below = [confidence < 0.5 for confidence in third]
+    densities = [metrics["client/wbc/density"] for metrics in state.history if "client/wbc/density" in metrics]
     return {
-        "first": below.index(True) if True in below else TAIL,
-        "for_good": len(below) - below[::-1].index(False) if False in below else 0,
         "accuracy": sum(metrics["global/accuracy"] for metrics in state.history[-5:]) / 5,
         "confidence": [round(metrics["attack/confidence"], 3) for metrics in state.history],
-        "density": state.history[-1].get("client/wbc/density"),
+        "density": sum(densities) / len(densities) if densities else None,
         "stopped": state.stopped,
     }
 
 
+def mitigation(confidence: list[float], attack: int) -> int:
+    """Rounds after the given attack, from 0, until the confidence lies below one half; all that were seen if it never does."""
+    begin, *following = (round - START for round in (*ATTACKED[attack:], ATTACKED[-1] + TAIL + 1))
+    below = [value < 0.5 for value in confidence[begin : following[0]]]
+    return below.index(True) if True in below else len(below)
+
+
+def summary(path: Path) -> str:
+    """A Markdown table: medians over the (image, seed) that an arm shares with no defence, with 95 % bootstrap intervals."""
+    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+    random = generator(0, "bootstrap")
+    numbers = f"{LATER[0] + 1}-{LATER[-1] + 1}"
+    heads = [
+        "arm",
+        "pairs",
+        f"rounds after attacks {numbers}",
+        "after the last",
+        "of none's",
+        "accuracy",
+        "minus none's",
+        "mask",
+    ]
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for (model, partition, arm), own in runs.items():
+        none = runs[model, partition, "none"]
+        pairs = sorted(own.keys() & none.keys())
+        draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
+
+        def rounds(of: dict[tuple[int, int], dict[str, Any]], pairs: list[tuple[int, int]] = pairs) -> torch.Tensor:
+            return torch.tensor([[mitigation(of[pair]["confidence"], k) for k in LATER] for pair in pairs]).double()
+
+        rounds_PK = rounds(own)
+        last_P, usual_P = rounds_PK[:, -1], rounds(none)[:, -1]
+        ratio_N = middle(last_P, draws_NP) / middle(usual_P, draws_NP).clamp(min=1)
+        loss_P = torch.tensor([100 * (own[pair]["accuracy"] - none[pair]["accuracy"]) for pair in pairs])
+        densities = [own[pair]["density"] or 0 for pair in pairs]
+        cells = (
+            f"{arm} ({model}, {partition})",
+            str(len(pairs)),
+            " ".join(f"{value:g}" for value in rounds_PK.quantile(0.5, dim=0).tolist()),
+            f"{last_P.quantile(0.5):g} {interval(middle(last_P, draws_NP))}",
+            f"{last_P.quantile(0.5) / usual_P.quantile(0.5).clamp(min=1):.2f} {interval(ratio_N)}",
+            f"{sum(100 * own[pair]['accuracy'] for pair in pairs) / len(pairs):.1f}",
+            f"{loss_P.mean():+.1f} {interval(loss_P[draws_NP].mean(1))}",
+            f"{sum(densities) / len(densities):.3f}" if any(densities) else "",
+        )
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def middle(values_P: torch.Tensor, draws_NP: torch.Tensor) -> torch.Tensor:
+    """`[N]` the median of every bootstrap sample."""
+    return values_P.double()[draws_NP].quantile(0.5, dim=1)
+
+
+def interval(statistics_N: torch.Tensor) -> str:
+    """Where the middle 95 % lie."""
+    low, high = statistics_N.quantile(torch.tensor([0.025, 0.975], dtype=statistics_N.dtype)).tolist()
+    return f"[{low:.3g}, {high:.3g}]"
+
+
 def main() -> None:
-    """Every arm for every seed and image."""
+    """Every arm for every image and seed that the results do not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--model", default="mlp", choices=MODELS)
     parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first image")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--arms", default="main", choices=ARMS)
     parser.add_argument("--partition", default="iid", choices=("iid", "shards"))
+    parser.add_argument("--summary", action="store_true", help="print the results as a table, and run nothing")
     args = parser.parse_args()
+    if args.summary:
+        print(summary(args.results))
+        return
     torch.set_num_threads(1)
-    for seed in range(args.first, args.first + args.seeds):
-        begin = time.perf_counter()
-        start = prepared(args.model, seed, {"name": args.partition})
-        print(f"seed {seed} started in {time.perf_counter() - begin:.0f} s", flush=True)
-        for image in range(args.images):
-            for label, arm in ARMS[args.arms].items():
-                begin = time.perf_counter()
-                row = {"model": args.model, "partition": args.partition, "seed": seed, "image": image, "arm": label}
-                row |= campaign(start, image, arm)
-                with args.results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(seed, image, label, row["first"], row["for_good"], f"{row['accuracy']:.3f}", end=" ", flush=True)
-                print(f"{time.perf_counter() - begin:.0f} s", flush=True)
+    rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()
+    done = {(row["model"], row["partition"], row["seed"], row["image"], row["arm"]) for row in rows}
+    starts: dict[int, Federation] = {}
+    for image, seed, (label, arm) in product(
+        range(args.first, args.first + args.images), range(args.seeds), ARMS[args.arms].items()
+    ):
+        if (args.model, args.partition, seed, image, label) in done:
+            continue
+        if seed not in starts:
+            starts[seed] = prepared(args.model, seed, args.partition)
+        row = {"model": args.model, "partition": args.partition, "seed": seed, "image": image, "arm": label}
+        row |= campaign(starts[seed], image, arm)
+        with args.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        rounds = [mitigation(row["confidence"], attack) for attack in range(len(ATTACKED))]
+        print(image, seed, label, *rounds, f"{row['accuracy']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,17 @@ class Tunable:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError(f"search range needs low < high (and low > 0 on a log scale), got {self}")
 
+    def holds(self, value: object) -> bool:
+        """Whether the search could draw this value."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
 
 @dataclass(frozen=True)
 class Choice:
     """Marks a field that a sweep may search among given values."""
 
     values: tuple[str | int | float | bool, ...]
+
+    def holds(self, value: object) -> bool:
+        """Whether the search could draw this value."""
+        return value in self.values

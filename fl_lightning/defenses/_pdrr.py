@@ -14,7 +14,13 @@ from torch import Tensor
 from fl_lightning.aggregators import Aggregator, Krum, Median, TrimmedMean
 from fl_lightning.aggregators._median import middle_ranks
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
-from fl_lightning.defenses._pdrr_evidence import printed_survival, sign_correlation, survival
+from fl_lightning.defenses._pdrr_evidence import (
+    distances_to,
+    near_copies,
+    printed_survival,
+    sign_correlation,
+    survival,
+)
 from fl_lightning.registry import ConfigError, component
 
 
@@ -52,23 +58,33 @@ def bloc(scores_C: Tensor, q: float, gap: float) -> Tensor:
 
 
 def pdrr_krum(
-    updates_CD: Tensor, selected: int, *, q: float = 0.85, gap: float = 0.1, faithful: bool = False
+    updates_CD: Tensor, selected: int, *, q: float = 0.85, gap: float = 0.1, near: float = 0.02, faithful: bool = False
 ) -> Detection:
-    """Rows whose directions of change agree with that of Krum's winner.
+    """Rows that copy Krum's winner, or whose directions of change agree with its own.
 
-    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's bloc, if there is one. Honest rows
-    correlate up to about 0.7 with the winner, crafted copies at least 0.94 with each other. Attackers who cannot oppose iid
-    clients send a weakened honest model, with which honest rows correlate up to 0.8: the gap must not be wider.
+    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's near-copies if there are any (see
+    `near_copies`; the score is then 1 - distance / largest distance), else its bloc, if there is one. Honest rows correlate up
+    to about 0.7 with the winner, crafted copies of the attack at least 0.94 with each other. Attackers who cannot oppose iid
+    clients send a weakened honest model: honest rows correlate with it, and once it is as small as the noise on the copies,
+    the copies do not, so that distance alone tells.
 
     Args:
         updates_CD: `[C, D]` finite.
         selected: the row that Krum takes.
         q: threshold on the correlation of signs.
         gap: how far the bloc must be from all other rows.
+        near: rows closer to the winner than this share of the distance to any row beyond are its copies.
         faithful: the printed rule.
     """
-    rho_C = sign_correlation(updates_CD, selected, **({"negligible": 0.0} if faithful else {}))
-    return Detection(rho_C >= q * rho_C.max() if faithful else bloc(rho_C, q, gap), rho_C)
+    if faithful:
+        rho_C = sign_correlation(updates_CD, selected, negligible=0.0)
+        return Detection(rho_C >= q * rho_C.max(), rho_C)
+    distances_C = distances_to(updates_CD, selected)
+    copies_C = near_copies(distances_C, near)
+    if bool(copies_C.any()):
+        return Detection(copies_C, 1 - distances_C / distances_C.max())
+    rho_C = sign_correlation(updates_CD, selected)
+    return Detection(bloc(rho_C, q, gap), rho_C)
 
 
 def pdrr_survival(
@@ -112,11 +128,13 @@ class Pdrr(Defense):
 
     For Krum, trimmed mean and median, whichever is the server's aggregator. As printed the rule flags somebody in every
     round, attack or not: Krum's own winner, and with the trimmed mean up to everybody. The default asks for a bloc first (see
-    `bloc`). When all rows are flagged all are kept.
+    `bloc`), with Krum also for copies of the winner. When all rows are flagged all are kept.
 
     Attributes:
         q: threshold relative to the largest score; None: 0.85 for Krum, 0.95 for trimmed mean and median.
         gap: how far the flagged rows must be from all others, not used when `faithful`; None: 0.1 for Krum, 0.2 for the others.
+        near: with Krum, rows closer to its winner than this share of the distance to any row beyond are copies of it, not used
+            when `faithful`; 0: exact copies only.
         depth: largest share of attackers that can be told apart under trimmed mean and median; not used when `faithful`.
         coordinates: how many coordinates, drawn afresh each round, the statistics look at where there are more; a share is
             known to 0.5 / sqrt(coordinates) then. None: all; `faithful` looks at all.
@@ -127,6 +145,7 @@ class Pdrr(Defense):
 
     q: float | None = Field(default=None, gt=0, le=1)
     gap: float | None = Field(default=None, gt=0, lt=1)
+    near: float = Field(default=0.02, ge=0, lt=1)
     depth: float = Field(default=0.4, gt=0, lt=0.5)
     coordinates: int | None = Field(default=50_000, ge=1)
     faithful: bool = False
@@ -152,7 +171,8 @@ class Pdrr(Defense):
         gap = self.gap or (0.1 if krum else 0.2)
         if krum:
             selected = int(aggregator(updates_CD).kept.int().argmax())
-            return pdrr_krum(self._some(updates_CD, generator), selected, q=q, gap=gap, faithful=self.faithful)
+            settings = {"q": q, "gap": gap, "near": self.near}
+            return pdrr_krum(self._some(updates_CD, generator), selected, **settings, faithful=self.faithful)
         cut = aggregator.tolerated(n_rows) if isinstance(aggregator, TrimmedMean) else 0
         if not self.faithful:
             return pdrr_survival(self._some(updates_CD, generator), cut, q=q, gap=gap, depth=self.depth)

@@ -52,6 +52,42 @@ def sign_correlation(updates_CD: Tensor, selected: int, negligible: float = NEGL
     return torch.where(constant_C, (unequal_C == 0).double(), covariances_C / scale_C.clamp(min=1e-300)).clamp(-1, 1)
 
 
+def distances_to(updates_CD: Tensor, selected: int) -> Tensor:
+    """`[C]` float64: every row's Euclidean distance to one row, exactly 0 for its copies."""
+    squares_C = torch.zeros(len(updates_CD), dtype=torch.float64, device=updates_CD.device)
+    for block_CB in torch.split(updates_CD, COLUMNS, dim=1):
+        block_CB = block_CB.to(torch.promote_types(block_CB.dtype, torch.float32))
+        squares_C += torch.linalg.vector_norm(block_CB - block_CB[selected], dim=1).double().square()
+    return squares_C.sqrt()
+
+
+def near_copies(distances_C: Tensor, near: float) -> Tensor:
+    """The rows around distance 0 beyond which a wide void lies.
+
+    With the distances in ascending order, the first k rows are copies of one another if the k-th is at most `near` times the
+    (k+1)-th. Clients never agree so closely: even two that hold the same class alone train on samples of their own.
+
+    Args:
+        distances_C: `[C]` distances to one of the rows, its own 0 included.
+        near: in [0, 1).
+
+    Returns:
+        `[C]` bool; the largest such group of at least two and at most half of the rows, or nobody.
+
+    Example:
+        >>> near_copies(torch.tensor([0.0, 1e-3, 0.8, 1e-3, 0.7, 0.9]), 0.02)
+        tensor([ True,  True, False,  True, False, False])
+        >>> near_copies(torch.tensor([0.0, 0.1, 0.8, 0.6, 0.7, 0.9]), 0.02).any()
+        tensor(False)
+    """
+    ordered_C, rows = distances_C.sort()
+    half = len(ordered_C) // 2
+    inner, outer = ordered_C[1:half], ordered_C[2 : half + 1]
+    ends = ((inner <= near * outer) & (outer > 0)).nonzero()
+    count = int(ends[-1]) + 2 if len(ends) else 0
+    return torch.zeros_like(distances_C, dtype=torch.bool).index_fill_(0, rows[:count], True)
+
+
 def survival(updates_CD: Tensor, first: int, last: int) -> Tensor:
     """Share of the coordinates in which each row's value lies among ranks first to last; equal values share a place.
 

@@ -1,0 +1,58 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+STUDIES = Path(__file__).parents[1] / "benchmarks" / "studies"
+
+
+def study(name: str):
+    spec = importlib.util.spec_from_file_location(f"study_{name}", STUDIES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mitigation_ends_with_the_next_attack():
+    fl_wbc = study("fl_wbc")
+    confidence = [0.9] * (fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START)
+    last = len(fl_wbc.ATTACKED) - 1
+    assert [fl_wbc.mitigation(confidence, attack) for attack in (0, last)] == [4, fl_wbc.TAIL + 1]
+    confidence[0] = confidence[4 + 2] = confidence[-1] = 0.4
+    assert [fl_wbc.mitigation(confidence, attack) for attack in (0, 1, 2, last)] == [0, 2, 4, fl_wbc.TAIL]
+
+
+def test_summary_of_fl_wbc(tmp_path):
+    fl_wbc = study("fl_wbc")
+    rounds = fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START
+    rows = [
+        {
+            "model": "mlp",
+            "partition": "iid",
+            "arm": arm,
+            "image": image,
+            "seed": 0,
+            "density": density,
+            "accuracy": accuracy,
+        }
+        | {"confidence": [0.9 if (round - fl_wbc.START) % 4 < stays else 0.1 for round in range(25, 25 + rounds)]}
+        for arm, stays, density, accuracy in (("none", 2, None, 0.8), ("fl_wbc", 1, 0.5, 0.75))
+        for image in range(3 if arm == "none" else 2)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    *_, none, defended = fl_wbc.summary(path).splitlines()
+    assert "| 3 | 2 2 2 2 2 2 | 2 [2, 2] | 1.00 [1, 1] | 80.0 | +0.0 [0, 0] |" in none
+    assert "| 2 | 1 1 1 1 1 1 | 1 [1, 1] | 0.50 [0.5, 0.5] | 75.0 | -5.0 [-5, -5] | 0.500 |" in defended
+
+
+@pytest.mark.parametrize("retreat", [0.0, 0.3])
+def test_summary_of_pdrr(tmp_path, retreat):
+    case = {"rule": "krum", "p": 0.0, "attack": "full", "seed": 1, "attack/retreat": retreat}
+    rates = {"defense/pdrr/false_alarm_rate": 0.0, "defense/pdrr/missed_alarm_rate": 0.5}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(case | rates | {"undefended": taken}) for taken in (1.0, 0.0, 0.0)))
+    line = study("pdrr").summary(path).splitlines()[-1]
+    among = "0.0000 / 0.5000 (1)" if retreat else "(0)"
+    assert line == f"| krum | 0.0 | full | 1 | 0.0000 / 0.5000 (1) | {among} | 0.0000 / 0.5000 (2) |"

@@ -347,4 +347,3 @@ def test_claim_a_single_shot_fades_faster_with_a_larger_penalty():
     )
     assert min(shots) >= 0.9
     assert after[0] > after[1] > after[2]
-    assert max(after) < 0.5

@@ -51,7 +51,8 @@ class SweepOutcome:
     Attributes:
         run_id: MLflow run of the study.
         study: name of the study in Optuna.
-        trials: finished trials, best first and those given up last: number, values, changes, feasible, front (on the Pareto front), state, run_id.
+        trials: finished trials, best first and those given up last:
+            number, values, changes, feasible, front (on the Pareto front), state, run_id.
         searched: the winner's figures in the search (optimistic), or None where no trial held the constraints.
         winner: the winner's changes of the configuration.
         confirmed: the winner's figures on unseen seeds, by metric.

@@ -65,6 +65,7 @@ class Order(Reading):
         lower: likewise.
         factor: how many times as high.
         margin: by how much it may lie below that all the same.
+        log: compare logarithms, for positive figures that differ by orders of magnitude; the margin does not count then.
     """
 
     id: str
@@ -73,6 +74,13 @@ class Order(Reading):
     lower: str
     factor: float = Field(default=1.0, gt=0)
     margin: float = Field(default=0.0, ge=0)
+    log: bool = False
+
+    def difference(self, higher: float, lower: float) -> float:
+        """How far the claim holds for one seed; above 0 it does."""
+        if self.log:
+            return math.log(higher) - math.log(self.factor * lower)
+        return higher - self.factor * lower + self.margin
 
 
 class Bound(Reading):
@@ -268,7 +276,7 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
         return None, "undecided"
     rule = claim.rule
     if isinstance(rule, Order):
-        found = interval([values[0][seed] - rule.factor * values[1][seed] + rule.margin for seed in seeds])
+        found = interval([rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
         return found, _beyond(found, 0.0)
     found = interval([values[0][seed] for seed in seeds])
     if isinstance(rule, Bound):

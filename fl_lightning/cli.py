@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    import subprocess
+
     from fl_lightning.config import Experiment
 
 DESCRIPTION = "Measure how badly federated learning can be poisoned, and what stops it."
@@ -321,9 +323,33 @@ def _ui(options: argparse.Namespace) -> int:
     if uri.startswith("sqlite:"):
         place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
     quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here is scored online
-    return subprocess.run(
-        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=quiet, check=False
-    ).returncode
+    dashboard = _dashboard(options.host, options.port + 1)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=quiet, check=False
+        ).returncode
+    finally:
+        if dashboard:
+            dashboard.terminate()
+
+
+def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
+    """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
+    import subprocess
+    from importlib.util import find_spec
+
+    from fl_lightning.paths import runs_folder
+
+    studies = runs_folder() / "optuna.db"
+    if not studies.is_file():
+        return None
+    if find_spec("optuna_dashboard") is None:
+        print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)
+        return None
+    print(f"Optuna dashboard on http://{host}:{port}", flush=True)
+    program = "from optuna_dashboard._cli import main; main()"
+    place = [f"sqlite:///{studies}", "--host", host, "--port", str(port)]
+    return subprocess.Popen([sys.executable, "-c", program, *place], stdout=subprocess.DEVNULL)
 
 
 def _label(experiment: str) -> str:

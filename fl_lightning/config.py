@@ -70,11 +70,14 @@ class Tracking:
         register: whether the most successful poisoned model goes into the registry: `never`, `best` (only when it is
             stronger than every registered version) or `always`.
         checkpoint_every: rounds between checkpoints.
+        keep_rounds: rounds, from 0, whose global model is kept for the report on a registered model; at most 30, and those that
+            a run does not reach are not kept.
     """
 
     experiment: str = Field(default="fl_lightning", min_length=1)
     register: Literal["never", "best", "always"] = "never"
     checkpoint_every: int = Field(default=1, ge=1)
+    keep_rounds: tuple[int, ...] = Field(default=(), max_length=30)
 
 
 @component

@@ -34,7 +34,7 @@ from mlflow import MlflowClient  # noqa: E402, TID251
 from mlflow.entities import Metric, Param, Run  # noqa: E402, TID251
 from mlflow.exceptions import MlflowException  # noqa: E402, TID251
 from mlflow.models import infer_signature  # noqa: E402, TID251
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fl_lightning.config import Experiment, dump  # noqa: E402
 from fl_lightning.federation import Federation, RoundReport  # noqa: E402
@@ -50,6 +50,16 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 PATIENCE_SECONDS = 30.0
 """How long the end of a run waits for a tracking server that is gone before it leaves the metrics on disk."""
+
+
+ROUNDS = "rounds"
+"""Where a run keeps the models of single rounds."""
+
+
+def kept_rounds(store: MlflowClient, run_id: str) -> dict[int, dict[str, torch.Tensor]]:
+    """Weights of the global model by round, for the rounds that a run has kept."""
+    files = sorted(file.path for file in store.list_artifacts(run_id, ROUNDS))
+    return {int(Path(file).stem): load_file(store.download_artifacts(run_id, file)) for file in files}
 
 
 def tracking_uri() -> str:
@@ -317,8 +327,11 @@ class Tracker:
             self._picture(picture, "partition.png")
 
     def round(self, federation: Federation, report: RoundReport) -> None:
-        """Log the figures of a round, in one batch, in the background."""
+        """Log the figures of a round, in one batch, in the background; keep its model where that is asked for."""
         self.journal.append(report.round, report.metrics)
+        if report.round in self.experiment.tracking.keep_rounds:
+            network = federation.bench.flat.load_(federation.state.global_D)
+            self._log_weights(federation, network, f"{report.round:05d}", ROUNDS)
 
     def finish(self, federation: Federation) -> tuple[str | None, str | None]:
         """Deliver everything, log the models, register.
@@ -392,14 +405,18 @@ class Tracker:
                 },
             )
         network.to(federation.bench.trainer.device)
+        self._log_weights(federation, network, name, "weights")
+        return str(info.model_uri)
+
+    def _log_weights(self, federation: Federation, network: torch.nn.Module, name: str, place: str) -> None:
+        """Log the weights as safetensors, with what is needed to build the network for them."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.safetensors"
             weights = {key: part.cpu().contiguous().clone() for key, part in network.state_dict().items()}
             about = {"config": dump(self.experiment), "classes": str(federation.data.classes)}
             about["shape"] = ",".join(map(str, federation.data.shape))
             save_file(weights, path, metadata=about)
-            self.store.log_artifact(self.run_id, str(path), "weights")
-        return str(info.model_uri)
+            self.store.log_artifact(self.run_id, str(path), place)
 
 
 class TrackingGoneError(ConnectionError):

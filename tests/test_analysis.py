@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fl_lightning import runs, tracking
@@ -136,7 +137,17 @@ def test_the_panel_is_complete_and_told_the_number_of_attackers():
 @pytest.fixture
 def outcome(tiny, store_folder) -> runs.Outcome:
     attack = {"name": "model_replacement", "boost": 3.0, "objective": {"name": "trigger", "size": 2, "offset": 0}}
-    return runs.run(tiny(attack=attack, evaluation={"twin": True}, tracking={"register": "best"}), "tiny")
+    tracked = {"register": "best", "keep_rounds": [0, 2, 7]}
+    return runs.run(tiny(attack=attack, evaluation={"twin": True}, tracking=tracked), "tiny")
+
+
+def test_the_models_of_chosen_rounds_are_kept(outcome):
+    store = tracking.client()
+    kept = tracking.kept_rounds(store, outcome.run_id)
+    assert list(kept) == [0, 2]  # round 7 is never reached
+    final = load_file(store.download_artifacts(outcome.run_id, "weights/final.safetensors"))
+    assert all(torch.equal(kept[2][name], final[name]) for name in final)
+    assert not all(torch.equal(kept[0][name], final[name]) for name in final)
 
 
 def test_a_report_is_one_page_that_asks_for_nothing(outcome, tmp_path: Path, capsys):
@@ -151,7 +162,7 @@ def test_a_report_is_one_page_that_asks_for_nothing(outcome, tmp_path: Path, cap
     titles = re.findall(r"<h2>(.*?)</h2>", shown)
     assert len(set(titles)) == len(titles) == len(SECTIONS)
     assert set(re.findall(r'<a href="#(.*?)"', shown)) == set(re.findall(r'<section id="(.*?)"', shown))
-    assert shown.count("<img ") == 9
+    assert shown.count("<img ") == 10
     for words in (
         "Do not deploy it",
         "1 of 5 clients are malicious",

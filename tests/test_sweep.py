@@ -1,6 +1,8 @@
 """The search: its space, its trials in MLflow and Optuna, what a kill costs, what it says in the end."""
 
+import contextlib
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -173,6 +175,48 @@ def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path
     parent = store.get_run(outcome.run_id)
     query = f"tags.`mlflow.parentRunId` = '{outcome.run_id}' AND attributes.status = 'RUNNING'"
     assert not store.search_runs([parent.info.experiment_id], query)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: Path, tmp_path: Path):
+    experiment = searched(tiny, trials=24, jobs=2)
+    config, program = tmp_path / "config.yaml", tmp_path / "program.py"
+    config.write_text(dump(experiment))
+    program.write_text(PROGRAM)
+    moments = random.Random(0)
+    finished: set[int] = set()
+    for _ in range(10):
+        command = [sys.executable, str(program), str(config)]
+        with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
+            time.sleep(moments.uniform(4, 20))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        now = finished_trials(store_folder)
+        assert finished <= now
+        finished = now
+    assert finished
+    outcome = sweep(experiment.model_copy(update={"sweep": searched(tiny, trials=24).sweep}), "tiny")
+    assert finished <= finished_trials(store_folder)
+    study = study_of(store_folder)
+    assert optuna.trial.TrialState.RUNNING not in {trial.state for trial in study.trials}
+    assert len(finished_trials(store_folder)) == 24
+    store = tracking.client()
+    ours = [store.get_run(outcome.run_id).info.experiment_id]
+    assert not store.search_runs(ours, "attributes.status = 'RUNNING'")
+    ended = {run.info.run_id for run in store.search_runs(ours, "attributes.status = 'FINISHED'")}
+    assert {trial.user_attrs["run_id"] for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")} <= ended
+
+
+def finished_trials(folder: Path) -> set[int]:
+    """Numbers of the trials that came to an end, read beside Optuna."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'optuna.db'}?mode=ro", uri=True) as database:
+            rows = database.execute("SELECT number FROM trials WHERE state IN ('COMPLETE', 'PRUNED')")
+            return {int(row[0]) for row in rows}
+    except sqlite3.OperationalError:  # it is being made
+        return set()
 
 
 def count(folder: Path, state: optuna.trial.TrialState) -> int:

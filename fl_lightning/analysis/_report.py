@@ -12,7 +12,7 @@ from fl_lightning.analysis._page import Section, page
 from fl_lightning.analysis._persistence import persists
 from fl_lightning.analysis._subject import Subject, subject
 from fl_lightning.analysis._summary import summary
-from fl_lightning.analysis._typical import typical
+from fl_lightning.analysis._typical import typical, typical_rounds
 from fl_lightning.analysis._weights import weights
 from fl_lightning.registry import ConfigError
 from fl_lightning.tracking import client
@@ -27,6 +27,7 @@ SECTIONS: list[Callable[[Subject], Section]] = [
     persists,
     judges,
     typical,
+    typical_rounds,
     explained,
 ]
 """The parts of the report, in order; each answers one question about a `Subject`."""

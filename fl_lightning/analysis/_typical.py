@@ -6,6 +6,8 @@ References:
     models in this way.
 """
 
+from copy import deepcopy
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,6 +17,7 @@ from fl_lightning.analysis._page import Section, picture, text
 from fl_lightning.analysis._pictures import draw_image
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.flat import FlatNetwork
+from fl_lightning.tracking import client, kept_rounds
 
 STEPS = 200
 CLASSES = 10
@@ -91,3 +94,29 @@ def typical(subject: Subject) -> Section:
         f"mean training image, with a penalty on distance and roughness. Mean probability reached: {reached}."
     )
     return Section(title, (text(words), picture(figure, "typical inputs by class")))
+
+
+def typical_rounds(subject: Subject) -> Section:
+    """The typical input of each class to the global model of every round that was kept."""
+    title = "What a typical input looks like over the rounds"
+    data, flat = subject.federation.data, subject.flat
+    kept = kept_rounds(client(), str(subject.model.version.run_id))
+    if not kept or len(data.shape) != 3 or flat.loss != "cross_entropy":
+        return Section(title, (text("Drawn for images where the run kept rounds: tracking.keep_rounds=[0, 5, 10]."),))
+    shown = min(CLASSES, data.classes)
+    bounds = (float(data.train.x.min()), float(data.train.x.max()))
+    start = data.train.x.mean(0)
+    figure = Figure(figsize=(1.05 * shown, 1.2 * len(kept)), layout="constrained")
+    every = figure.subplots(len(kept), shown, squeeze=False)
+    network = deepcopy(subject.model.network)
+    for row, (round, weights) in zip(every, kept.items(), strict=True):
+        network.load_state_dict(weights)
+        theta_D = FlatNetwork(network, flat.loss).vector().to(start)
+        found = typical_inputs(flat, theta_D, start, data.classes, bounds, steps=STEPS // 2)
+        for k, axes in enumerate(row):
+            draw_image(axes, found[k])
+        row[0].set_ylabel(f"round {round}", fontsize=9)
+    for k, axes in enumerate(every[0]):
+        axes.set_title(str(k), fontsize=9)
+    words = "The same climb for the global model after single rounds, the first one on top: when an attack takes hold."
+    return Section(title, (text(words), picture(figure, "typical inputs by class and round")))

@@ -82,7 +82,7 @@ def test_orders_are_judged_pair_by_pair(factor: float, higher: list[float], lowe
 
 
 def test_an_order_of_magnitudes_is_judged_on_logarithms():
-    higher, lower = [1e3, 1e9, 1e5], [1.0, 1.1, 0.9]
+    higher, lower = [1e3, 1e5, 1e4], [1.0, 1.1, 0.9]
     assert judge(ABOVE, higher, lower) == "undecided"
     assert judge(ABOVE.model_copy(update={"log": True}), higher, lower) == "confirmed"
     assert judge(ABOVE.model_copy(update={"log": True, "factor": 1e10}), higher, lower) == "not reproduced"

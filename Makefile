@@ -45,7 +45,7 @@ demo: setup  ## one small experiment on bundled data: seconds
 sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
 	$(BIN)/fl-lightning sweep $(EXPERIMENT) $(OVERRIDES)
 
-ui: setup  ## look at all runs in the browser (PORT)
+ui: setup  ## look at all runs in the browser (PORT; Optuna's dashboard on the next one)
 	$(BIN)/fl-lightning ui --port $(PORT)
 
 test: setup  ## the tests of every day

@@ -49,7 +49,7 @@ sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
 reproduce: setup  ## run the papers' tables again, quick size (TABLE=cmp:table-4), verdicts in README.md
 	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2) --write README.md
 
-ui: setup  ## look at all runs in the browser (PORT)
+ui: setup  ## look at all runs in the browser (PORT; Optuna's dashboard on the next one)
 	$(BIN)/fl-lightning ui --port $(PORT)
 
 test: setup  ## the tests of every day

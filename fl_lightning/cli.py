@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add_experiment(run, optional=True)
     run.add_argument("--resume", metavar="RUN_ID", help="continue a run that was killed")
     run.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
-    sweep = add("sweep", _sweep, "search the strongest attack with Optuna")
+    sweep = add("sweep", _sweep, "search the strongest attack, or the best defense, with Optuna")
     add_experiment(sweep, optional=False)
     sweep.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     matrix = add("matrix", _matrix, "cross attacks with servers over several seeds")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators._threads import by_columns
 
-BLOCK_COLUMNS, BLOCKS, TILE_ROWS = 4096, 8, 32  # stay in cache; tiles above the diagonal are left out
+BLOCK_COLUMNS, BLOCKS, TILE_ROWS = 2048, 8, 32  # stay in cache; tiles above the diagonal are left out
 ACCELERATOR_COLUMNS = 262_144
 CANCELLED = 0.01  # a distance below this share of the products it was computed from is computed again
 

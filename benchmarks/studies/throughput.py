@@ -21,7 +21,8 @@ from fl_lightning.sweep import strongest
 def throughput(jobs: int, trials: int, rounds: int) -> float:
     """Trials a minute."""
     search = {"trials": trials, "jobs": jobs, "sampler": "random", "pruner": "none"}
-    experiment = load("digits", [f"rounds={rounds}", "attack=ipm", "seed=" + str(jobs), f"sweep={search}"])
+    small = ["partition.clients=20", "participation.malicious=4", "aggregator.n_byzantine=4"]
+    experiment = load("mnist", [f"rounds={rounds}", "attack=ipm", *small, f"seed={jobs}", f"sweep={search}"])
     strongest(experiment, f"{jobs} workers")
     url = f"sqlite:///{runs_folder() / 'optuna.db'}"
     names = optuna.get_all_study_names(url)

@@ -180,7 +180,7 @@ def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: Path, tmp_path: Path):
-    experiment = searched(tiny, trials=24, jobs=2)
+    experiment = searched(tiny, trials=60, jobs=2)
     config, program = tmp_path / "config.yaml", tmp_path / "program.py"
     config.write_text(dump(experiment))
     program.write_text(PROGRAM)
@@ -192,6 +192,7 @@ def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: 
         with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True) as process:
             deadline = time.monotonic() + 120
             while kill % 5 and len(trial_states(store_folder)) <= begun and time.monotonic() < deadline:
+                assert process.poll() is None, "the search ended before it was killed"
                 time.sleep(0.1)  # two of ten die while they start, the others some time after their first trial began
             time.sleep(moments.uniform(0, 8))
             with contextlib.suppress(ProcessLookupError):
@@ -201,11 +202,11 @@ def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: 
         assert finished <= now
         finished = now
     assert finished
-    outcome = sweep(experiment.model_copy(update={"sweep": searched(tiny, trials=24).sweep}), "tiny")
+    outcome = sweep(experiment.model_copy(update={"sweep": searched(tiny, trials=60).sweep}), "tiny")
     assert finished <= finished_trials(store_folder)
     study = study_of(store_folder)
     assert optuna.trial.TrialState.RUNNING not in {trial.state for trial in study.trials}
-    assert len(finished_trials(store_folder)) == 24
+    assert len(finished_trials(store_folder)) == 60
     store = tracking.client()
     ours = [store.get_run(outcome.run_id).info.experiment_id]
     assert not store.search_runs(ours, "attributes.status = 'RUNNING'")

@@ -26,7 +26,7 @@ from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import CONFIGS
-from fl_lightning.registry import ConfigError, Slot, component, explain, named_config, suggest, to_plain
+from fl_lightning.registry import ConfigError, Slot, component, errors_under, explain, named_config, suggest, to_plain
 from fl_lightning.server import Server
 
 __all__ = [
@@ -279,13 +279,14 @@ class Experiment(BaseModel):
 
 @contextmanager
 def _at(path: str) -> Iterator[None]:
-    """Errors inside are those of the configuration at `path`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under(path) from None
-    except ValueError as error:
-        raise ConfigError(str(error), path) from None
+    """Errors inside, also of plain checks, are those of the configuration at `path`."""
+    with errors_under(path):
+        try:
+            yield
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:

@@ -3,8 +3,7 @@
 import csv
 import html
 import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, Cell, run_campaign
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval, interval
-from fl_lightning.registry import ConfigError, explain
+from fl_lightning.registry import errors_under, explain
 from fl_lightning.space import tunables
 from fl_lightning.sweep import strongest
 
@@ -62,7 +61,7 @@ class Matrix(BaseModel):
         for server, changes in self.servers.items():
             for label, attack in {NO_ATTACK: None, **self.attacks}.items():
                 own = {"attack": attack, "seeds": list(self.seeds), "seed": self.seeds[0], **changes}
-                with _named(f"{label} | {server}"):
+                with errors_under(f"{label} | {server}"):
                     experiment = base.override(own)
                 cells[f"{label} | {server}"] = experiment.faster() if fast else experiment
         return cells
@@ -246,20 +245,11 @@ def _tuned(matrix: Matrix, experiments: Mapping[str, Experiment], fast: bool) ->
     studies = {}
     for name, experiment in experiments.items():
         if experiment.attack is not None and tunables(type(experiment.attack)):
-            with _named(name):
+            with errors_under(name):
                 own = experiment.override({"seed": max(matrix.seeds) + 1, "seeds": [], "sweep": settings})
             studies[name] = own.faster() if fast else own
     found = {}
     for name, experiment in studies.items():
-        with _named(name):
+        with errors_under(name):
             found[name] = strongest(experiment, name)
     return found
-
-
-@contextmanager
-def _named(cell: str) -> Iterator[None]:
-    """Errors inside are those of a cell."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under(cell) from None

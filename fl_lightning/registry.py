@@ -9,6 +9,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass as stdlib_dataclass
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import CoreSchema, core_schema
 
-__all__ = ["Component", "ConfigError", "Registry", "Slot", "component", "registry", "suggest"]
+__all__ = ["Component", "ConfigError", "Registry", "Slot", "component", "errors_under", "registry", "suggest"]
 
 T = TypeVar("T")
 
@@ -54,6 +55,15 @@ class ConfigError(ValueError):
     def under(self, path: str) -> "ConfigError":
         """The same error seen from further outside: `lr` under `client.optimizer` is `client.optimizer.lr`."""
         return ConfigError(self.message, ".".join(part for part in (path, self.path) if part))
+
+
+@contextmanager
+def errors_under(path: str) -> Iterator[None]:
+    """Errors of a configuration inside are seen from `path`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(path) from None
 
 
 def suggest(wrong: str, valid: Iterable[str]) -> str:

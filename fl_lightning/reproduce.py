@@ -17,7 +17,7 @@ from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Verdict, read
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import CONFIGS
-from fl_lightning.registry import ConfigError, suggest
+from fl_lightning.registry import ConfigError, errors_under, suggest
 
 __all__ = ["Judged", "Reproduction", "experiments", "find_tables", "plain", "reproduce", "write_verdicts"]
 
@@ -113,10 +113,10 @@ def find_tables(words: Sequence[str]) -> dict[str, PaperTable]:
 
 
 def _table(name: str, path: str) -> PaperTable:
+    with errors_under(name):
+        tree = read_yaml("paper", path)
     try:
-        return PaperTable(**read_yaml("paper", path))
-    except ConfigError as error:
-        raise error.under(name) from None
+        return PaperTable(**tree)
     except ValueError as error:
         raise ConfigError(" ".join(str(error).split()), name) from None
 
@@ -136,10 +136,8 @@ def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[C
             continue
         for column, by_column in table.columns.items():
             changes = own.changes | by_row | {path: value for path, value in by_column.items() if path != "over"}
-            try:
+            with errors_under(f"{row} | {column}"):
                 experiment = base.override({"seeds": list(own.seeds), "tracking.register": "never", **changes})
-            except ConfigError as error:
-                raise error.under(f"{row} | {column}") from None
             cells[Cell(row, column)] = experiment.faster() if fast else experiment
     return cells
 
@@ -167,10 +165,8 @@ def reproduce(
     """
     cells: dict[tuple[str, Cell], Experiment] = {}
     for name, table in tables.items():
-        try:
+        with errors_under(name):
             cells |= {(name, cell): one for cell, one in experiments(table, size, fast).items()}
-        except ConfigError as error:
-            raise error.under(name) from None
     named: dict[str, Experiment] = {}
     label: dict[str, str] = {}  # digest -> name of the experiment that all equal cells share
     for (name, cell), one in cells.items():

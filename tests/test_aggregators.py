@@ -381,7 +381,8 @@ def test_distances_where_products_cancel(updates_CD):
     truth = naive_distances(updates_CD) if updates_CD.shape[1] < 10_000 else squared_distances(updates_CD.double())
     assert_close(squared_distances(updates_CD), truth, rtol=1e-5, atol=0)
     assert torch.equal(updates_CD, before_CD)
-    assert int(krum_scores(updates_CD, 2).argmin()) == int(naive_scores(truth, 2).argmin())
+    scores_C = naive_scores(truth, 2)  # near-copies may tie to float32's precision
+    assert float(scores_C[krum_scores(updates_CD, 2).argmin()]) <= float(scores_C.min()) * (1 + 1e-6)
 
 
 def naive_bulyan(updates_CD, n_byzantine):

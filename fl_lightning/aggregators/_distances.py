@@ -1,11 +1,13 @@
 """Distances between the rows from products of the rows, exact also where the rows nearly coincide."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from fl_lightning.aggregators._threads import by_columns
 
-BLOCK_COLUMNS, BLOCKS, TILE_ROWS = 2048, 8, 32  # stay in cache; tiles above the diagonal are left out
+BLOCK_COLUMNS = 16_384  # stay in cache
 ACCELERATOR_COLUMNS = 262_144
 CANCELLED = 0.01  # a distance below this share of the products it was computed from is computed again
 
@@ -33,29 +35,30 @@ def gram(updates_CD: Tensor, centre: int | None = None, *, rows: Tensor | None =
 def blocked_gram(updates_CD: Tensor, centre: int | None, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`gram` with products in the given precision."""
     n_rows = len(updates_CD) if rows is None else len(rows)
-    width, blocks, tile = (BLOCK_COLUMNS, BLOCKS, TILE_ROWS)
-    if updates_CD.is_cuda:
-        width, blocks, tile = ACCELERATOR_COLUMNS, 1, n_rows
+    width = ACCELERATOR_COLUMNS if updates_CD.is_cuda else BLOCK_COLUMNS
+    tiles = [slice(0, n_rows)] if updates_CD.is_cuda else row_tiles(n_rows)
     device = torch.device("cpu") if updates_CD.is_mps and dtype == torch.float64 else updates_CD.device
 
     def part(columns: slice) -> Tensor:
         products = torch.zeros(n_rows, n_rows, dtype=torch.float64)
-        for start in range(columns.start, columns.stop, width * blocks):
-            within = slice(start, min(start + width * blocks, columns.stop))
-            chunk = (updates_CD[:, within] if rows is None else updates_CD[rows, within]).to(device, dtype)
+        for start in range(columns.start, columns.stop, width):
+            within = slice(start, min(start + width, columns.stop))
+            block = (updates_CD[:, within] if rows is None else updates_CD[rows, within]).to(device, dtype)
             if centre is not None:
-                chunk = chunk - updates_CD[centre, within].to(device, dtype)
-            whole = chunk.shape[1] // width * width
-            for block in (torch.unflatten(chunk[:, :whole], 1, (-1, width)), chunk[:, whole:].unsqueeze(1)):
-                stack = block.transpose(0, 1)  # [blocks, n, width]
-                for top in range(0, n_rows, tile):
-                    bottom = top + tile
-                    product = stack[:, top:bottom].bmm(stack[:, :bottom].mT).sum(0, dtype=torch.float64)
-                    products[top:bottom, :bottom] += product.cpu()
+                block = block - updates_CD[centre, within].to(device, dtype)
+            for tile in tiles:
+                products[tile, : tile.stop] += (block[tile] @ block[: tile.stop].mT).cpu()
         return products
 
     lower = torch.stack(by_columns(part, updates_CD.shape[1], updates_CD.device)).sum(0).tril()
     return lower + lower.tril(-1).T
+
+
+def row_tiles(n_rows: int) -> list[slice]:
+    """About three tiles of the lower triangle: fewer multiply what symmetry gives, narrower ones leave vector units idle."""
+    tile = max(16, n_rows // 3 // 16 * 16)
+    edges = [*range(0, max(1, n_rows - tile // 2), tile), n_rows]
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def squared_distances(updates_CD: Tensor) -> Tensor:

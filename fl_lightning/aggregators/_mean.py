@@ -30,8 +30,7 @@ def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
         >>> mean(torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.tensor([2, 1]))
         tensor([2., 1.])
     """
-    if weights_C is None:
-        return updates_CD.mean(0)
+    weights_C = torch.ones(len(updates_CD)) if weights_C is None else weights_C
     weights_C = weights_C.to(updates_CD.device, torch.promote_types(weights_C.dtype, torch.float32))
     dtype = torch.promote_types(updates_CD.dtype, torch.float32)
     shares_C = (weights_C / weights_C.sum()).to(dtype)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, verdict
-from fl_lightning.aggregators._mean import mean
 from fl_lightning.registry import component
 
 
@@ -59,11 +58,13 @@ def multi_krum(
 
 
 def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tensor:
-    """Mean of some rows, without copying them; equal weights if theirs are not given or all zero."""
-    selected_C = torch.zeros(len(updates_CD), device=updates_CD.device)
-    selected_C[rows] = 1
-    weighted_C = selected_C if weights_C is None else selected_C * weights_C.to(selected_C.device)
-    return mean(updates_CD, weighted_C if bool(weighted_C.any()) else selected_C)
+    """Mean of some rows, reading only these; equal weights if theirs are not given or all zero."""
+    weights = torch.ones(len(rows)) if weights_C is None else weights_C[rows.to(weights_C.device)].float()
+    shares = weights / weights.sum() if bool(weights.any()) else torch.full_like(weights, 1 / len(rows))
+    total = torch.zeros_like(updates_CD[0], dtype=torch.promote_types(updates_CD.dtype, torch.float32))
+    for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
+        total.add_(updates_CD[row], alpha=share)
+    return total.to(updates_CD.dtype)
 
 
 @component

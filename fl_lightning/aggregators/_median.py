@@ -13,6 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
+from fl_lightning.aggregators._threads import column_wise
 from fl_lightning.registry import component
 
 
@@ -37,10 +38,15 @@ def median(updates_CD: Tensor, *, lower: bool = False) -> Tensor:
         >>> median(updates_CD), median(updates_CD, lower=True)
         (tensor([2.5000, 7.0000]), tensor([2., 4.]))
     """
-    median_D = updates_CD.new_empty(updates_CD.shape[1])
-    for columns, values in ranked_blocks(updates_CD, middle_ranks(len(updates_CD), lower), ordered=False):
-        median_D[columns] = values[0] if len(values) == 1 else (values[0] + values[1]) / 2
-    return median_D
+    ranks = middle_ranks(len(updates_CD), lower)
+
+    def middle(part_CD: Tensor) -> Tensor:
+        median_B = part_CD.new_empty(part_CD.shape[1])
+        for columns, values in ranked_blocks(part_CD, ranks, ordered=False):
+            median_B[columns] = values[0] if len(values) == 1 else (values[0] + values[1]) / 2
+        return median_B
+
+    return column_wise(middle, updates_CD)
 
 
 @component

@@ -22,7 +22,7 @@ from fl_lightning.aggregators._threads import one_core
 # Measured on two cores for 5 to 1,000 rows: smaller blocks drown in call overhead, larger ones leave the cache;
 # with fewer columns the network's several hundred calls cost more than one torch.sort; up to 1,000 rows it is at
 # least 2 times faster.
-BLOCK_ENTRIES = 1_600_000
+BLOCK_ENTRIES = 1_000_000
 MAX_COLUMNS = 32_768  # torch runs an operation on this many entries on one core: no barriers in the sums that follow
 NETWORK_MIN_COLUMNS = 1_000
 NETWORK_MAX_ROWS = 2_000

@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
+from fl_lightning.aggregators._threads import column_wise
 from fl_lightning.registry import component
 
 
@@ -42,13 +43,17 @@ def trimmed_mean(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     """
     check_trimmed_mean(len(updates_CD), n_byzantine)
     ranks = range(n_byzantine, len(updates_CD) - n_byzantine)
-    mean_D = updates_CD.new_empty(updates_CD.shape[1])
-    for columns, (first_B, *rest) in ranked_blocks(updates_CD, ranks, ordered=False):
-        sum_B = first_B.clone()
-        for value_B in rest:
-            sum_B += value_B
-        mean_D[columns] = sum_B / len(ranks)
-    return mean_D
+
+    def middle_mean(part_CD: Tensor) -> Tensor:
+        mean_B = part_CD.new_empty(part_CD.shape[1])
+        for columns, (first_B, *rest) in ranked_blocks(part_CD, ranks, ordered=False):
+            sum_B = first_B.clone()
+            for value_B in rest:
+                sum_B += value_B
+            mean_B[columns] = sum_B / len(ranks)
+        return mean_B
+
+    return column_wise(middle_mean, updates_CD)
 
 
 @component

@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--byzantine", type=int, default=10)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[101_770, 1_663_370])
     parser.add_argument("--memory-dimension", type=int, default=6_603_710, help="0: do not measure memory")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds a contender may use up before it drops out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[50])
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mlp", "wbc_fmnist_cnn"])
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=25.0, help="seconds a contender may use up before it drops out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("clients.json"))
@@ -139,7 +140,7 @@ def main() -> None:
                 if name == "mlp":
                     contenders["matmul floor"] = matmul_floor(n_clients, args.samples)
             apart = (by_hand(bench, jobs) - engine(Vectorized(), bench, jobs)).abs().max()
-            best = best_seconds(contenders, args.repeat, bench.trainer.device.type)
+            best = best_seconds(contenders, args.repeat, bench.trainer.device.type, args.budget)
             rows.append({"model": name, "clients": n_clients, "samples": args.samples, "apart": float(apart)} | best)
             print(rows[-1], file=sys.stderr, flush=True)
     on = machine("cuda" if args.accelerator == "gpu" else "cpu", args.threads)

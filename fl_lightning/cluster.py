@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,12 +42,21 @@ def connect(cpus: float = 1) -> Any:
 
     if ray.is_initialized():
         return ray
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
     else:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as eager as any other engine
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)), include_dashboard=False, **quiet)
     return ray
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at `host:port`; Ray itself would go on asking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -4,6 +4,7 @@ import heapq
 import io
 import logging
 import math
+import os
 import warnings
 import weakref
 from collections import deque
@@ -86,11 +87,7 @@ class Ray(Engine):
             reports[number] = answer.reports
             bench.trainer.watch(len(shards[number]))
 
-        try:
-            crew.train(bench, orders, [[jobs[i] for i in shard] for shard in shards], take)
-        except BaseException:
-            dismiss()  # what its workers still compute, nobody will ask for
-            raise
+        crew.train(bench, orders, [[jobs[i] for i in shard] for shard in shards], take)
         for number in sorted(reports):
             bench.trainer.reports.extend(reports[number])
         return updates_CD
@@ -138,6 +135,10 @@ class _Answer(NamedTuple):
     reports: Reports
 
 
+class _LostError(Exception):
+    """A worker, or an object on its machine, is gone."""
+
+
 class _Worker:
     """A process that trains clients with an engine and a Trainer of its own."""
 
@@ -151,8 +152,9 @@ class _Worker:
         self.engine = engine
         self.bench: tuple[Any, Bench] | None = None
 
-    def ready(self) -> None:
-        """Answers as soon as the process is there."""
+    def ready(self) -> int:
+        """Answers as soon as the process is there, with its number."""
+        return os.getpid()
 
     def train(self, orders: _Orders, shard: _Shard) -> _Answer:
         """The updates of a shard."""
@@ -232,7 +234,9 @@ class _Crew:
             [_numpy(job.rows) for job in jobs],
         )
 
-    def train(self, bench: Bench, orders: _Orders, shards: list[list[Job]], take: Callable[[int, _Answer], None]) -> None:
+    def train(
+        self, bench: Bench, orders: _Orders, shards: list[list[Job]], take: Callable[[int, _Answer], None]
+    ) -> None:
         """Have every shard trained by whichever worker is free, again where a worker was lost.
 
         Args:
@@ -248,50 +252,59 @@ class _Crew:
         parts = [self._shard(bench, jobs) for jobs in shards]
         waiting, lost = deque(range(len(shards))), [0] * len(shards)
         busy: dict[Any, tuple[Any, int]] = {}
-        while waiting or busy:
-            while waiting and self.idle:
-                worker, number = self.idle.pop(), waiting.popleft()
-                busy[worker.train.remote(shared, parts[number])] = worker, number
-            done, _ = self.ray.wait([*busy, *self.starting], timeout=PATIENCE_SECONDS)
-            if not done and not busy:
-                raise RuntimeError(f"the Ray cluster has offered no worker for {PATIENCE_SECONDS:.0f} s: {self._room()}")
-            for answer in done:
-                if answer in self.starting:
-                    self._welcome(answer)
-                    continue
-                worker, number = busy.pop(answer)
-                try:
-                    take(number, self.ray.get(answer))
-                except self.ray.exceptions.RayError as error:
-                    if not _lost(self.ray, error):
-                        raise
-                    lost[number] += 1
-                    clients = parts[number].clients
-                    if lost[number] == LIVES:
-                        raise RuntimeError(f"{LIVES} workers were lost over the clients {clients}") from error
-                    _say(f"a worker was lost; {len(clients)} clients of round {orders.round} are trained again", error)
-                    self.ray.kill(worker)
-                    waiting.append(number)
-                    self._start()
-                else:
-                    self.idle.append(worker)
+        try:
+            while waiting or busy:
+                while waiting and self.idle:
+                    worker, number = self.idle.pop(), waiting.popleft()
+                    busy[worker.train.remote(shared, parts[number])] = worker, number
+                done, _ = self.ray.wait([*busy, *self.starting], timeout=PATIENCE_SECONDS)
+                if not done and not busy:
+                    raise RuntimeError(f"no worker from the Ray cluster in {PATIENCE_SECONDS:.0f} s; {self._room()}")
+                for answer in done:
+                    if answer in self.starting:
+                        self._welcome(answer)
+                        continue
+                    worker, number = busy.pop(answer)
+                    try:
+                        take(number, self._result(worker, answer))
+                    except _LostError as error:
+                        lost[number] += 1
+                        who = parts[number].clients
+                        if lost[number] == LIVES:
+                            raise RuntimeError(f"{LIVES} workers were lost over the clients {who}") from error
+                        _say(f"{len(who)} clients of round {orders.round} are trained again", error)
+                        waiting.append(number)
+                        self._start()
+        finally:  # after an error: who still computes joins when done, and nobody asks for the result
+            self.starting |= {answer: worker for answer, (worker, _) in busy.items()}
+
+    def _result(self, worker: Any, answer: Any) -> Any:
+        """What a worker answers; it is free again, or it is lost, which is an error of its own."""
+        try:
+            result = self.ray.get(answer)
+        except self.ray.exceptions.RayError as error:
+            failed = isinstance(error, self.ray.exceptions.RayTaskError)
+            if failed and not isinstance(error.cause, self.ray.exceptions.RayError):
+                self.idle.append(worker)
+                raise
+            self.ray.kill(worker)
+            raise _LostError(f"a worker was lost ({type(error).__name__})") from error
+        self.idle.append(worker)
+        return result
 
     def _welcome(self, answer: Any) -> None:
-        """A worker that is there joins; one that died before is replaced the next time another one is lost."""
-        worker = self.starting.pop(answer)
+        """A worker that is there joins; one that died before is replaced if it was the only one."""
         try:
-            self.ray.get(answer)
-        except self.ray.exceptions.RayError as error:
-            if not _lost(self.ray, error):
-                raise
-            _say("a worker was lost while it started", error)
+            self._result(self.starting.pop(answer), answer)
+        except _LostError as error:
+            _say("it had not begun", error)
             if not self.idle and not self.starting:
                 self._start()
-        else:
-            self.idle.append(worker)
+        except Exception:  # an answer that nobody waits for any more
+            logging.getLogger("fl_lightning").debug("engine ray: late answer", exc_info=True)
 
     def _room(self) -> str:
-        return f"of {self.ray.cluster_resources()} there are {self.ray.available_resources()} left"
+        return f"of {self.ray.cluster_resources()} it has {self.ray.available_resources()} left"
 
 
 _CREWS: dict[Ray, _Crew] = {}
@@ -321,15 +334,8 @@ def _place(ray: Any) -> tuple[str, str]:
     return here.get_node_id(), here.get_job_id()
 
 
-def _lost(ray: Any, error: Exception) -> bool:
-    """Whether a worker, or an object on its machine, is gone; otherwise the training itself has failed."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return isinstance(error.cause, ray.exceptions.RayError)
-    return True
-
-
 def _say(what: str, error: Exception) -> None:
-    logging.getLogger("fl_lightning").warning("engine ray: %s (%s)", what, type(error).__name__)
+    logging.getLogger("fl_lightning").warning("engine ray: %s; %s", error, what)
 
 
 def _numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":

@@ -4,12 +4,18 @@ import logging
 import math
 import os
 import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from fl_lightning.paths import runs_folder
 from fl_lightning.registry import ConfigError
 
-__all__ = ["connect", "require"]
+__all__ = ["connect", "processors", "require", "tasks"]
+
+SHARED_STORES = ("MLFLOW_TRACKING_URI", "FL_LIGHTNING_STUDIES")
 
 
 def require() -> None:
@@ -53,6 +59,50 @@ def connect(cpus: float = 1) -> Any:
         os.environ.setdefault("RAY_worker_niceness", "0")  # as eager as any other engine
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)), include_dashboard=False, **quiet)
     return ray
+
+
+def processors() -> int:
+    """How many processors the cluster has."""
+    return int(connect().cluster_resources().get("CPU", 1))
+
+
+@contextmanager
+def tasks() -> Iterator[Callable[..., "Future[Any]"]]:
+    """Gives a function that begins a call as a Ray task on one processor; those not finished in the end are cancelled.
+
+    A call sees this process's settings: folder of the runs, database of the searches, tracking server. One whose process
+    or machine dies is begun again.
+
+    Raises:
+        ConfigError: several machines, and a store that only one of them can reach.
+    """
+    ray = connect()
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    local = [name for name in SHARED_STORES if not os.environ.get(name)]
+    if len(hosts) > 1 and local:
+        raise ConfigError(
+            f"the Ray cluster has {len(hosts)} machines, all must reach the stores: set {' and '.join(local)}"
+        )
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("FL_LIGHTNING_", "MLFLOW_"))}
+    settings["FL_LIGHTNING_RUNS"] = str(runs_folder())
+    call = ray.remote(num_cpus=1)(_call)
+    begun: list[Any] = []
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        begun.append(call.remote(settings, function, arguments))
+        future: Future[Any] = begun[-1].future()
+        return future
+
+    try:
+        yield submit
+    finally:
+        for task in begun:
+            ray.cancel(task, force=True)
+
+
+def _call(settings: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.environ.update(settings)
+    return function(*arguments)
 
 
 def _knock(address: str) -> None:

@@ -202,7 +202,9 @@ def memory_of(pid: int) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_hundred_rounds_leave_nothing_behind(ray: Any):
-    """An update matrix of 16 MB a round, and as much attackers' data: a single reference that is kept would show."""
+    """An update matrix of 16 MB a round, and the attackers' own data: what is kept of each round would show."""
+    from ray._private.internal_api import memory_summary
+
     settings = {
         "data": {"name": "digits", "train_samples": 200, "test_samples": 50},
         "rounds": 110,
@@ -223,7 +225,7 @@ def test_a_hundred_rounds_leave_nothing_behind(ray: Any):
         if round in (9, 109):
             (crew,) = _ray._CREWS.values()
             pids = [os.getpid(), *ray.get([worker.ready.remote() for worker in crew.idle])]
-            stats = ray._private.internal_api.memory_summary(stats_only=True)
+            stats = memory_summary(stats_only=True)
             store = float(re.search(r"Plasma memory usage ([\d.]+) MiB", stats)[1]) * 2**20  # type: ignore[index]
             measured.append([store, *map(memory_of, pids)])
             stored = len(crew.stored)

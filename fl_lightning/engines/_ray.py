@@ -201,8 +201,8 @@ class _Crew:
             self.size = max(1, int(min(room)))
         else:
             self.size = engine.workers
-        make = self.ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
-        self.hire = lambda: make.remote(engine.inside, max(1, math.floor(cpus)))
+        make: Any = self.ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
+        self.hire: Callable[[], Any] = lambda: make.remote(engine.inside, max(1, math.floor(cpus)))
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
         self.stored: dict[int, tuple[weakref.ref[Any], Any]] = {}

@@ -57,7 +57,9 @@ def main() -> None:
             found[workers] += seconds(federation, options.turns)
     _ray.dismiss()
     rates = {workers: options.clients / statistics.median(rounds) for workers, rounds in found.items()}
-    print(f"one worker {rates[1]:.2f} clients a second, two workers {rates[2]:.2f}: {rates[2] / rates[1]:.2f} times as many")
+    print(
+        f"one worker {rates[1]:.2f} clients a second, two workers {rates[2]:.2f}: {rates[2] / rates[1]:.2f} times as many"
+    )
     print({workers: [round(one, 2) for one in rounds] for workers, rounds in found.items()})
 
 

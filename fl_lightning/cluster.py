@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import ConfigError
 
-__all__ = ["connect", "processors", "require", "tasks"]
+__all__ = ["connect", "in_task", "processors", "require", "tasks"]
 
 SHARED_STORES = ("MLFLOW_TRACKING_URI", "FL_LIGHTNING_STUDIES")
 
@@ -26,6 +27,12 @@ def require() -> None:
     """
     if find_spec("ray") is None:
         raise ConfigError("needs the package ray: pip install 'fl-lightning[ray]'")
+
+
+def in_task() -> bool:
+    """Whether this process is one that Ray has started."""
+    ray: Any = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
 def connect(cpus: float = 1) -> Any:

@@ -92,11 +92,21 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny, monkeypatch: pytest.Mo
     assert done.failures == {Cell("bad", 0): "bad, seed 0: RuntimeError: out of luck"}
 
 
-def test_two_processes_give_the_same_figures_as_one(tiny):
+@pytest.mark.parametrize("jobs", [2, pytest.param("ray", marks=pytest.mark.slow)])
+def test_several_processes_give_the_same_figures_as_one(tiny, jobs: Any, request: pytest.FixtureRequest):
+    if jobs == "ray":
+        request.getfixturevalue("local_ray")
     experiments = {"a": tiny(rounds=1, seeds=[0, 1])}
-    one, two = run_campaign(experiments, "one"), run_campaign(experiments, "two", jobs=2)
+    one, two = run_campaign(experiments, "one"), run_campaign(experiments, "two", jobs=jobs)
+    assert len(two.outcomes) == 2
     for cell, outcome in one.outcomes.items():
         assert two.outcomes[cell].metrics["global/loss"] == outcome.metrics["global/loss"]
+
+
+@pytest.mark.slow
+def test_a_cell_on_ray_does_not_wait_for_workers_that_it_leaves_no_room_for(tiny, local_ray: Any):
+    done = run_campaign({"a": tiny(rounds=1, engine="ray")}, "test", jobs="ray")
+    assert "a trial that is a Ray task itself trains by vectorized" in done.failures[Cell("a", 0)]
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,10 @@ class Ray(Engine):
         return value
 
     def check(self) -> None:
-        """Refuse to start without the package."""
+        """Refuse to start without the package, or where workers would wait for the processor that their own trial holds."""
         cluster.require()
+        if cluster.in_task():
+            raise ConfigError("a trial that is a Ray task itself trains by vectorized or sequential, got ray")
 
     def train(
         self,

@@ -61,7 +61,10 @@ def connect(cpus: float = 1) -> Any:
             _knock(address)
             ray.init(address=address, **quiet)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
+            hint = (
+                "" if os.environ.get("RAY_AUTH_MODE") else "; a cluster that asks for a token needs RAY_AUTH_MODE=token"
+            )
+            raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {str(error).splitlines()[0]}{hint}") from None
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # as eager as any other engine
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)), include_dashboard=False, **quiet)

@@ -29,4 +29,4 @@ def studies_url() -> str:
     if not url.startswith(("sqlite:", "postgresql:", "postgresql+")):
         kind = url.partition(":")[0]
         raise ConfigError(f"FL_LIGHTNING_STUDIES must be postgresql://... or sqlite:///..., got {kind}:...")
-    return url
+    return url.replace("postgresql://", "postgresql+psycopg2://", 1)  # the driver that the extra `postgres` brings

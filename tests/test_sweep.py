@@ -447,7 +447,7 @@ def test_another_database_is_named_by_an_environment_variable(tiny, monkeypatch:
     with pytest.raises(ConfigError, match=r"must be postgresql://\.\.\. or sqlite:///\.\.\., got mysql:\.\.\.$"):
         sweep(searched(tiny), "tiny")
     pytest.importorskip("psycopg2", reason="needs psycopg2: pip install 'fl-lightning[postgres]'")
-    monkeypatch.setenv("FL_LIGHTNING_STUDIES", "postgresql+psycopg2://me:secret@127.0.0.1:1/studies")
+    monkeypatch.setenv("FL_LIGHTNING_STUDIES", "postgresql://me:secret@127.0.0.1:1/studies")
     with pytest.raises(ConfigError, match=r"no database at FL_LIGHTNING_STUDIES .*me:\*\*\*@127") as told:
         sweep(searched(tiny), "tiny")
     assert "secret" not in str(told.value)

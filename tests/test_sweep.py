@@ -122,6 +122,13 @@ def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Pa
     assert len(study_of(store_folder).trials) == 3
 
 
+def test_a_trial_that_was_killed_is_tried_again_even_if_it_was_the_last(tiny, store_folder: Path):
+    sweep(searched(tiny, trials=1), "tiny")
+    study_of(store_folder).add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    sweep(searched(tiny, trials=2), "tiny")
+    assert len(finished_trials(store_folder)) == 2
+
+
 def test_a_trial_that_breaks_is_recorded_and_the_search_goes_on(
     tiny, store_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

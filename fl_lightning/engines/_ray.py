@@ -100,7 +100,7 @@ def evenly(sizes: Sequence[int], parts: int) -> list[list[int]]:
 
     Example:
         >>> evenly([5, 1, 1, 4, 1], 2)
-        [[0, 1], [2, 3, 4]]
+        [[0, 2], [1, 3, 4]]
     """
     shards: list[list[int]] = [[] for _ in range(min(parts, len(sizes)))]
     loads = [(0, part) for part in range(len(shards))]

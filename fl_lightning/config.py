@@ -97,6 +97,8 @@ class SweepSettings:
         seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
         against: a registered model whose attack takes the place of the configured one, such as
             `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
+        warm_start: after what is configured, the winners of so many earlier studies of the same attack, rule, model and data
+            are tried, the newest first; 0: a study that does not depend on what was searched before.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
@@ -110,6 +112,7 @@ class SweepSettings:
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
     seeds: tuple[int, ...] = ()
     against: str | None = None
+    warm_start: int = Field(default=1, ge=0)
     confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
 
     @property

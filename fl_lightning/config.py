@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
+ASIDE = ("paper", "sweep", "tracking")
+"""Settings that no figure of a run depends on."""
 Direction = Literal["maximize", "minimize"]
 
 
@@ -277,7 +279,15 @@ class Experiment(BaseModel):
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify the resolved configuration."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(self.to_dict())
+
+    def fingerprint(self) -> str:
+        """Like `digest`, of what the figures of a run depend on: not of how it is tracked, or what a sweep would do with it."""
+        return _hash({name: value for name, value in self.to_dict().items() if name not in ASIDE})
+
+
+def _hash(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager

@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlflow import MlflowClient  # noqa: TID251
 
 from fl_lightning import runs, tracking
 from fl_lightning.config import Experiment
 from fl_lightning.paths import runs_folder
-from fl_lightning.processes import exclusive, share_cores
+from fl_lightning.processes import Jobs, exclusive, share_cores, side_by_side
 from fl_lightning.registry import ConfigError
 from fl_lightning.runs import Outcome
 
@@ -53,7 +52,7 @@ class Campaign:
 def run_campaign(
     experiments: Mapping[str, Experiment],
     title: str,
-    jobs: int = 1,
+    jobs: Jobs = 1,
     progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
     reuse: bool = False,
 ) -> Campaign:
@@ -65,7 +64,7 @@ def run_campaign(
     Args:
         experiments: by name; each runs with its `seeds`, or with its `seed`.
         title: name of the parent run.
-        jobs: worker processes.
+        jobs: worker processes, or `ray`.
         progress: told how many of all cells are done, and which one was last.
         reuse: take finished runs with the same fingerprint from other campaigns, too.
 
@@ -94,6 +93,7 @@ def run_campaign(
             else:
                 failures[cell] = finished
             progress(len(outcomes) + len(failures), len(cells), cell)
+        tracking.end_children(parent, "KILLED", "its process was killed")
         tracking.end_run(
             store, parent, "FINISHED" if not failures else "FAILED", "; ".join(sorted(set(failures.values())))
         )
@@ -113,19 +113,24 @@ def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -
 
 
 def _work(
-    cells: Mapping[Cell, Experiment], known: Mapping[Cell, str], parent: str, jobs: int
+    cells: Mapping[Cell, Experiment], known: Mapping[Cell, str], parent: str, jobs: Jobs
 ) -> Iterator[tuple[Cell, Outcome | str]]:
     if jobs == 1:
         yield from ((cell, _cell(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=share_cores, initargs=(jobs,)) as pool:
+    with side_by_side(jobs) as submit:
         waiting: dict[Future[Outcome | str], Cell] = {
-            pool.submit(_cell, cell, experiment, known.get(cell), parent): cell for cell, experiment in cells.items()
+            submit(_worker, jobs, cell, experiment, known.get(cell), parent): cell for cell, experiment in cells.items()
         }
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), future.result()
+
+
+def _worker(jobs: Jobs, *arguments: Any) -> Outcome | str:
+    """A cell in another process, with its share of the cores."""
+    share_cores(jobs)
+    return _cell(*arguments)
 
 
 def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:

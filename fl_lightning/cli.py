@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Threads that wait must not spin for long on a core that others need: beside one busy process a round is three times faster so.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
     )
     papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
-    papers.add_argument("--jobs", type=int, default=2, help="worker processes")
+    papers.add_argument("--jobs", type=_jobs, default=2, help="worker processes; ray: on a Ray cluster")
     papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
     papers.add_argument(
         "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1")
     return top
+
+
+def _jobs(text: str) -> "int | Literal['ray']":
+    """`ray`, or a number of processes."""
+    return "ray" if text == "ray" else int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -318,6 +323,10 @@ def _ui(options: argparse.Namespace) -> int:
 
     tracking.client()
     uri = tracking.tracking_uri()
+    if uri.startswith("http"):
+        print(f"MLflow runs at {uri}", flush=True)
+        dashboard = _dashboard(options.host, options.port)
+        return dashboard.wait() if dashboard else 0
     print(f"MLflow UI on http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
     place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
     if uri.startswith("sqlite:"):
@@ -338,17 +347,17 @@ def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
     import subprocess
     from importlib.util import find_spec
 
-    from fl_lightning.paths import runs_folder
+    from fl_lightning.paths import studies_url
 
-    studies = runs_folder() / "optuna.db"
-    if not studies.is_file():
+    studies = studies_url()
+    if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
         return None
     if find_spec("optuna_dashboard") is None:
         print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)
         return None
     print(f"Optuna dashboard on http://{host}:{port}", flush=True)
     program = "from optuna_dashboard._cli import main; main()"
-    place = [f"sqlite:///{studies}", "--host", host, "--port", str(port)]
+    place = [studies, "--host", host, "--port", str(port)]
     return subprocess.Popen([sys.executable, "-c", program, *place], stdout=subprocess.DEVNULL)
 
 

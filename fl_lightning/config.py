@@ -26,6 +26,7 @@ from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import CONFIGS
+from fl_lightning.processes import Jobs
 from fl_lightning.registry import ConfigError, Slot, component, errors_under, explain, named_config, suggest, to_plain
 from fl_lightning.server import Server
 
@@ -88,7 +89,7 @@ class SweepSettings:
 
     Attributes:
         trials: number of finished trials, pruned ones included.
-        jobs: worker processes.
+        jobs: worker processes; `ray`: one task a processor of the Ray cluster.
         sampler: Optuna's sampler.
         metric: a metric of the run, its mean over the last third of the evaluated rounds; several for a Pareto front.
         direction: whether `metric` is to be large or small; one word for all metrics, or one for each.
@@ -105,7 +106,7 @@ class SweepSettings:
     """
 
     trials: int = Field(default=20, ge=1)
-    jobs: int = Field(default=1, ge=1)
+    jobs: Jobs = 1
     sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2"] = "tpe"
     metric: str | tuple[str, ...] = "attack/success"
     direction: Direction | tuple[Direction, ...] = "maximize"

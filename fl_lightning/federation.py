@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.aggregators import finite_rows
@@ -31,7 +30,7 @@ from fl_lightning.metrics import (
 )
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
-from fl_lightning.registry import ConfigError
+from fl_lightning.registry import ConfigError, errors_under
 
 __all__ = ["Federation", "FederationState", "Observer", "RoundReport", "Submitted"]
 
@@ -126,6 +125,8 @@ class Federation:
         self.experiment = experiment
         self.observers = list(observers)
         seed = experiment.seed
+        with errors_under("engine"):
+            experiment.engine.check()
         trainer = SharedTrainer(experiment.trainer)
         data = experiment.data.synthetic() if experiment.fast else experiment.data.load()
         with torch.random.fork_rng(devices=[]):
@@ -226,21 +227,22 @@ class Federation:
 
     def _train(self, jobs: list[Job], metrics: Metrics | None = None) -> Tensor:
         """Honest updates `[C, D]`; `metrics` gets what the callbacks report, averaged over the fits."""
-        experiment = self.experiment
-        built: list[tuple[str, Callback]] = []
-
-        def build() -> list[Callback]:
-            fresh = [(label, config.build()) for label, config in experiment.client.callbacks.items()]
-            built.extend(fresh)
-            return [callback for _, callback in fresh]
-
+        experiment, reports = self.experiment, self.bench.trainer.reports
+        configured = experiment.client.callbacks
+        reports.clear()
         updates_CD = experiment.engine.train(
-            self.bench, self.state.global_D, jobs, experiment.client, self.state.round, build
+            self.bench,
+            self.state.global_D,
+            jobs,
+            experiment.client,
+            self.state.round,
+            lambda: [config.build() for config in configured.values()],
         )
         told: dict[str, list[float]] = {}
-        for label, callback in built:
-            for name, value in getattr(callback, "metrics", {}).items():
-                told.setdefault(f"client/{label}/{name}", []).append(value)
+        for report in reports:
+            for label, figures in zip(configured, report, strict=True):
+                for name, value in figures.items():
+                    told.setdefault(f"client/{label}/{name}", []).append(value)
         if metrics is not None:
             metrics |= {name: sum(values) / len(values) for name, values in told.items()}
         return updates_CD

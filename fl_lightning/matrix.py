@@ -17,6 +17,7 @@ from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, Cell, run_campaign
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval, interval
+from fl_lightning.processes import Jobs
 from fl_lightning.registry import errors_under, explain
 from fl_lightning.space import tunables
 from fl_lightning.sweep import strongest
@@ -35,7 +36,7 @@ class Matrix(BaseModel):
         servers: label -> changes of the base by slot or dotted path, such as `{aggregator: krum, defenses: {check: pdrr}}`.
         seeds: every cell runs with each of them, and so does the attack-free column.
         metric: what the heat map shows.
-        jobs: worker processes.
+        jobs: worker processes; `ray`: one task a processor of the Ray cluster.
         tune: settings of a search, such as `{trials: 12}`: every attack is first searched against every server, on a seed of
             its own; the table then shows the strongest found. None: attacks are what is configured.
     """
@@ -47,7 +48,7 @@ class Matrix(BaseModel):
     servers: dict[str, dict[str, Any]] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     metric: str = "attack/success"
-    jobs: int = Field(default=2, ge=1)
+    jobs: Jobs = 2
     tune: dict[str, Any] | None = None
 
     def experiments(self, fast: bool = False) -> dict[str, Experiment]:

@@ -1,16 +1,27 @@
 """Processes beside each other: locks on files, and each one's share of the cores."""
 
 import fcntl
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
+from fl_lightning import cluster
 from fl_lightning.registry import ConfigError
 
-__all__ = ["exclusive", "in_turn", "share_cores", "shared"]
+__all__ = ["Jobs", "Submit", "exclusive", "in_turn", "share_cores", "shared", "side_by_side"]
+
+Jobs = Annotated[int, Field(ge=1)] | Literal["ray"]
+"""How many processes work side by side; `ray`: one for each processor of the Ray cluster."""
+
+Submit = Callable[..., "Future[Any]"]
+"""Begins a call in another process: the function, then its arguments."""
 
 
 @contextmanager
@@ -56,6 +67,18 @@ def in_turn(path: Path) -> Iterator[None]:
         yield
 
 
-def share_cores(jobs: int) -> None:
+def share_cores(jobs: Jobs) -> None:
     """Give this process the threads that it gets where `jobs` processes compute at once."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(1 if jobs == "ray" else max(1, (os.cpu_count() or 1) // jobs))
+
+
+@contextmanager
+def side_by_side(jobs: Jobs) -> Iterator[Submit]:
+    """Processes that work side by side on this machine, or wherever Ray has room."""
+    if jobs == "ray":
+        with cluster.tasks() as submit:
+            yield submit
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn) as pool:
+        yield pool.submit

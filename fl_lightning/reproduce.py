@@ -17,6 +17,7 @@ from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Verdict, read
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import CONFIGS
+from fl_lightning.processes import Jobs
 from fl_lightning.registry import ConfigError, errors_under, suggest
 
 __all__ = ["Judged", "Reproduction", "experiments", "find_tables", "plain", "reproduce", "write_verdicts"]
@@ -145,7 +146,7 @@ def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[C
 def reproduce(
     tables: Mapping[str, PaperTable],
     size: SizeName = "quick",
-    jobs: int = 1,
+    jobs: Jobs = 1,
     fast: bool = False,
     progress: Callable[[int, int, Run | None], None] = lambda done, total, cell: None,
 ) -> Reproduction:
@@ -156,7 +157,7 @@ def reproduce(
     Args:
         tables: by name.
         size: `quick` or `full`.
-        jobs: worker processes.
+        jobs: worker processes, or `ray`.
         fast: synthetic data and few rounds: does it run at all?
         progress: told how many of all runs are done.
 

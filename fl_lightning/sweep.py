@@ -1,7 +1,8 @@
 """Everything Optuna: the search for the strongest attack, or for the best defense.
 
-A study lives in `mlruns/optuna.db` and is named after its configuration, so that the same command continues it. The parent
-MLflow run is the study, every trial is a child run. The winner is run again on seeds that the search never saw.
+A study lives in `mlruns/optuna.db`, or where `FL_LIGHTNING_STUDIES` says, and is named after its configuration, so that the same
+command continues it. The parent MLflow run is the study, every trial is a child run. The winner is run again on seeds that the
+search never saw.
 """
 
 import json
@@ -9,8 +10,10 @@ import multiprocessing
 import os
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,14 +22,14 @@ from typing import Any, NamedTuple
 import optuna  # noqa: TID251
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
 
-from fl_lightning import runs, tracking
+from fl_lightning import cluster, runs, studies, tracking
 from fl_lightning.config import Experiment, load
 from fl_lightning.federation import Federation
 from fl_lightning.first_trials import check_first, enqueue_first, rank
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.model_registry import find
-from fl_lightning.paths import runs_folder
-from fl_lightning.processes import in_turn, share_cores, shared
+from fl_lightning.paths import runs_folder, studies_url
+from fl_lightning.processes import Jobs, share_cores
 from fl_lightning.pruning import pruner
 from fl_lightning.registry import ConfigError
 from fl_lightning.space import changes, search_space
@@ -35,7 +38,6 @@ from fl_lightning.trials import Watcher, ask, attack_start, nobody, sampler, sco
 
 __all__ = ["SweepOutcome", "search_space", "strongest", "sweep"]
 
-HEARTBEAT_SECONDS = 20
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -105,13 +107,10 @@ class _Task:
         experiment = load(self.tree)
         settings = experiment.sweep
         # Workers must not repeat each other's random starts.
-        seed = experiment.seed + os.getpid() % 1000 if settings.jobs > 1 else experiment.seed
-        with in_turn(runs_folder() / "optuna.lock"):  # two processes that make the tables at once break each other
-            storage = optuna.storages.RDBStorage(
-                self.storage, engine_kwargs={"connect_args": {"timeout": 60}}, heartbeat_interval=HEARTBEAT_SECONDS
-            )
+        seed = experiment.seed if settings.jobs == 1 else experiment.seed + (os.getpid() + uuid.getnode()) % 1000
+        with studies.making_tables(self.storage):
             return optuna.create_study(
-                storage=storage,
+                storage=studies.storage(self.storage),
                 study_name=self.name,
                 sampler=sampler(settings.sampler, seed),
                 pruner=pruner(settings, experiment.rounds - attack_start(experiment)),
@@ -170,7 +169,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     Federation(experiment)
     store = tracking.client()
     name = f"{tracking.registered_name(experiment)}-{_digest(experiment)}"
-    task = _Task(name, f"sqlite:///{runs_folder() / 'optuna.db'}", experiment.to_dict(), label, "")
+    task = _Task(name, studies_url(), experiment.to_dict(), label, "")
     study = task.open()
 
     def prepare() -> None:
@@ -183,7 +182,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
         enqueue_first(study, task.storage, experiment)
         study.set_user_attr("run_id", run_id)
 
-    with shared(runs_folder() / f"{name}.lock", prepare):
+    with studies.searching(task.storage, name, prepare):
         run_id = study.user_attrs["run_id"]
         store.update_run(run_id, status="RUNNING")
         task = replace(task, run_id=run_id)
@@ -203,28 +202,46 @@ def searched_slot(drawn: Mapping[str, Any]) -> str:
 
 def _search(task: _Task, study: optuna.Study, progress: Progress) -> None:
     settings = load(task.tree).sweep
-    missing = settings.trials - len(study.get_trials(deepcopy=False, states=DONE))
-    jobs = min(settings.jobs, max(0, missing))
-    if jobs == 1:
+    trials = study.get_trials(deepcopy=False, states=DONE)
+    missing = max(0, settings.trials + _killed(trials) - len(trials))
+    if settings.jobs == "ray" and missing:
+        _on_ray(task, min(missing, cluster.processors()), lambda: progress(study, settings.trials))
+    elif missing == 1 or (missing and settings.jobs == 1):
         _work(task, lambda: progress(study, settings.trials))
-    if jobs < 2:
-        return
+    elif isinstance(settings.jobs, int) and missing:
+        _beside(task, min(missing, settings.jobs), lambda: progress(study, settings.trials))
+
+
+def _beside(task: _Task, jobs: int, progress: Callable[[], None]) -> None:
+    """Worker processes on this machine; one that dies does not stop the others."""
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_work_alone, args=(task, jobs), daemon=True) for _ in range(jobs)]
     for worker in workers:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers):
-            progress(study, settings.trials)
+            progress()
             time.sleep(1)
     finally:
         for worker in workers:
             worker.terminate()
             worker.join()
-    progress(study, settings.trials)
+    progress()
 
 
-def _work_alone(task: _Task, jobs: int) -> None:
+def _on_ray(task: _Task, workers: int, progress: Callable[[], None]) -> None:
+    """Workers wherever Ray has room; one that dies is begun again."""
+    with cluster.tasks() as submit:
+        waiting: set[Future[None]] = {submit(_work_alone, task, "ray") for _ in range(workers)}
+        while waiting:
+            progress()
+            done, waiting = wait(waiting, timeout=1)
+            for worker in done:
+                worker.result()
+    progress()
+
+
+def _work_alone(task: _Task, jobs: Jobs) -> None:
     """A worker process: its share of the cores, no output of its own."""
     share_cores(jobs)
     _quiet()

@@ -336,11 +336,15 @@ class Tracker:
             self._picture(picture, "partition.png")
 
     def round(self, federation: Federation, report: RoundReport) -> None:
-        """Log the figures of a round, in one batch, in the background; keep its model where that is asked for."""
+        """Log the figures of a round, in one batch, in the background; keep its model where that is asked for.
+
+        Nothing here waits for the tracking server: models lie beside the journal until the end of the run.
+        """
         self.journal.append(report.round, report.metrics)
         if report.round in self.experiment.tracking.keep_rounds:
             network = federation.bench.flat.load_(federation.state.global_D)
-            self._log_weights(federation, network, f"{report.round:05d}", ROUNDS)
+            (self.folder / ROUNDS).mkdir(exist_ok=True)
+            self._save_weights(federation, network, self.folder / ROUNDS / f"{report.round:05d}.safetensors")
 
     def finish(self, federation: Federation) -> tuple[str | None, str | None]:
         """Deliver everything, log the models, register.
@@ -354,6 +358,8 @@ class Tracker:
         left = self.journal.close(PATIENCE_SECONDS)
         if left:
             raise TrackingGoneError(self.run_id, left, self.folder, self.journal.error)
+        if (self.folder / ROUNDS).is_dir():
+            self.store.log_artifacts(self.run_id, str(self.folder / ROUNDS), ROUNDS)
         state = federation.state
         figures = {name: value for metrics in state.history for name, value in metrics.items()}
         self._picture(curves(state.history), "curves.png")
@@ -414,18 +420,18 @@ class Tracker:
                 },
             )
         network.to(federation.bench.trainer.device)
-        self._log_weights(federation, network, name, "weights")
-        return str(info.model_uri)
-
-    def _log_weights(self, federation: Federation, network: torch.nn.Module, name: str, place: str) -> None:
-        """Log the weights as safetensors, with what is needed to build the network for them."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.safetensors"
-            weights = {key: part.cpu().contiguous().clone() for key, part in network.state_dict().items()}
-            about = {"config": dump(self.experiment), "classes": str(federation.data.classes)}
-            about["shape"] = ",".join(map(str, federation.data.shape))
-            save_file(weights, path, metadata=about)
-            self.store.log_artifact(self.run_id, str(path), place)
+            self._save_weights(federation, network, path)
+            self.store.log_artifact(self.run_id, str(path), "weights")
+        return str(info.model_uri)
+
+    def _save_weights(self, federation: Federation, network: torch.nn.Module, path: Path) -> None:
+        """Save the weights as safetensors, with what is needed to build the network for them."""
+        weights = {key: part.cpu().contiguous().clone() for key, part in network.state_dict().items()}
+        about = {"config": dump(self.experiment), "classes": str(federation.data.classes)}
+        about["shape"] = ",".join(map(str, federation.data.shape))
+        save_file(weights, path, metadata=about)
 
 
 class TrackingGoneError(ConnectionError):

@@ -1,7 +1,7 @@
 """What all tests share: a runs folder of their own, one thread, and a tiny experiment to change."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test ever writes into the user's runs, or talks to the user's tracking server."""
     folder = tmp_path / "mlruns"
     monkeypatch.setenv("FL_LIGHTNING_RUNS", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for elsewhere in ("MLFLOW_TRACKING_URI", "FL_LIGHTNING_STUDIES", "RAY_ADDRESS"):
+        monkeypatch.delenv(elsewhere, raising=False)
     return folder
 
 
@@ -63,3 +64,11 @@ def tiny() -> Callable[..., Experiment]:
         return load(TINY | slots)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[Any]:
+    """The module `ray`; a cluster that a test has made for itself on this machine ends with the tests."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'fl-lightning[ray]'")
+    yield ray
+    ray.shutdown()

@@ -133,5 +133,7 @@ def test_model_yaml_runs(path: Path):
 
 
 @pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "engine"], ids=ids)
-def test_engine_yaml_runs(path: Path):
+def test_engine_yaml_runs(path: Path, request: pytest.FixtureRequest):
+    if path.stem == "ray":
+        request.getfixturevalue("local_ray")
     run_fast(load(BASE | {"engine": path.stem}))

@@ -8,17 +8,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna  # noqa: TID251
 import pytest
+from servers import postgresql
 
 from fl_lightning import runs, tracking
 from fl_lightning import sweep as sweeping
 from fl_lightning.attacks import Choice, Tunable
 from fl_lightning.config import Experiment, dump
 from fl_lightning.first_trials import configured, enqueue_first, fitted
+from fl_lightning.paths import studies_url
 from fl_lightning.pruning import Halving
 from fl_lightning.registry import ConfigError
 from fl_lightning.space import changes, search_space, tunables
@@ -39,7 +42,7 @@ def searched(tiny: Any, **sweep_settings: Any) -> Experiment:
 
 
 def study_of(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'optuna.db'}")
+    return optuna.load_study(study_name=None, storage=studies_url())
 
 
 def test_the_space_is_the_attacks_own_unless_given(tiny):
@@ -179,9 +182,20 @@ def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path
     assert not store.search_runs([parent.info.experiment_id], query)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def study_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the searches of a test are kept."""
+    if request.param == "sqlite":
+        yield studies_url()
+        return
+    with postgresql() as url:
+        monkeypatch.setenv("FL_LIGHTNING_STUDIES", url)
+        yield url
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: Path, tmp_path: Path):
+def test_ten_kills_at_random_moments_lose_no_finished_trial(tiny, store_folder: Path, tmp_path: Path, study_store: str):
     experiment = searched(tiny, trials=60, jobs=2)
     config, program = tmp_path / "config.yaml", tmp_path / "program.py"
     config.write_text(dump(experiment))
@@ -221,12 +235,22 @@ def trial_states(folder: Path) -> dict[int, str]:
 
     Not read-only: what a killed process left half written is rolled back by the next reader.
     """
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{folder / 'optuna.db'}?mode=rw", uri=True)) as database:
-            rows = database.execute("SELECT number, state FROM trials WHERE state != 'WAITING'")
-            return {int(number): str(state) for number, state in rows}
-    except sqlite3.OperationalError:  # they are being made
-        return {}
+    if studies_url().startswith("sqlite:"):
+        if not (folder / "optuna.db").is_file():
+            return {}
+        connect = lambda: sqlite3.connect(folder / "optuna.db")  # noqa: E731
+        unmade: type[Exception] = sqlite3.OperationalError
+    else:
+        import psycopg2
+
+        url = studies_url().replace("postgresql+psycopg2", "postgresql")
+        connect, unmade = lambda: psycopg2.connect(url), psycopg2.errors.UndefinedTable
+    with contextlib.closing(connect()) as database, contextlib.closing(database.cursor()) as cursor:
+        try:
+            cursor.execute("SELECT number, state FROM trials WHERE state != 'WAITING'")
+        except unmade:  # they are being made
+            return {}
+        return {int(number): str(state) for number, state in cursor.fetchall()}
 
 
 def finished_trials(folder: Path) -> set[int]:
@@ -450,3 +474,28 @@ def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, st
         assert store.get_run(run_id).data.params["attack.std"] == "3.0"
     names = {run.info.run_name for run in store.search_runs([store.get_run(outcome.run_id).info.experiment_id])}
     assert "configured defense, unseen seed 7" in names
+
+
+def test_another_database_is_named_by_an_environment_variable(tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FL_LIGHTNING_STUDIES", "mysql://me:secret@there/studies")
+    with pytest.raises(ConfigError, match=r"must be postgresql://\.\.\. or sqlite:///\.\.\., got mysql:\.\.\.$"):
+        sweep(searched(tiny), "tiny")
+    pytest.importorskip("psycopg2", reason="needs psycopg2: pip install 'fl-lightning[postgres]'")
+    monkeypatch.setenv("FL_LIGHTNING_STUDIES", "postgresql+psycopg2://me:secret@127.0.0.1:1/studies")
+    with pytest.raises(ConfigError, match=r"no database at FL_LIGHTNING_STUDIES .*me:\*\*\*@127") as told:
+        sweep(searched(tiny), "tiny")
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.slow
+def test_trials_run_on_ray_and_are_watched_together(tiny, store_folder: Path, local_ray: Any):
+    seen: list[int] = []
+    experiment = searched(tiny, trials=5, jobs="ray", confirm_seeds=[7])
+    outcome = sweep(
+        experiment, "tiny", progress=lambda study, trials: seen.append(len(study.get_trials(deepcopy=False)))
+    )
+    assert len(finished_trials(store_folder)) == 5
+    assert seen[-1] == 5
+    assert len({row["run_id"] for row in outcome.trials}) == 5
+    more = sweep(searched(tiny, trials=6, confirm_seeds=[7]), "tiny")  # on this machine it is the same study
+    assert (more.study, len(finished_trials(store_folder))) == (outcome.study, 6)

@@ -1,11 +1,12 @@
 """Engines: how the clients of a round are trained."""
 
 from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._ray import Ray
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.engines._trainer import SharedTrainer, TrainerSettings
 from fl_lightning.engines._vectorized import Vectorized
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"engine": Registry("engine", [Vectorized, Sequential])}
+REGISTRIES = {"engine": Registry("engine", [Vectorized, Sequential, Ray])}
 
-__all__ = ["Bench", "Engine", "Job", "Sequential", "SharedTrainer", "TrainerSettings", "Vectorized"]
+__all__ = ["Bench", "Engine", "Job", "Ray", "Sequential", "SharedTrainer", "TrainerSettings", "Vectorized"]

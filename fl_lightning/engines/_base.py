@@ -53,6 +53,9 @@ class Bench:
 class Engine(Component, ABC):
     """A way to train the clients of a round; every engine gives the same numbers."""
 
+    def check(self) -> None:
+        """Raise a ConfigError where something that the engine needs is not there."""
+
     @abstractmethod
     def train(
         self,

@@ -17,6 +17,9 @@ PRECISIONS: dict[Any, tuple[Any, torch.dtype]] = {
     "bf16": ("bf16-mixed", torch.float32),
 }
 
+Reports = list[list[dict[str, float]]]
+"""For each fit what each of its callbacks had to report."""
+
 
 @component
 class TrainerSettings:
@@ -52,6 +55,7 @@ class SharedTrainer:
     def __init__(self, settings: TrainerSettings):
         for name in ("lightning.pytorch", "pytorch_lightning"):
             logging.getLogger(name).setLevel(logging.WARNING)  # else every fit says that it stopped at max_epochs
+        self.settings = settings
         precision, self.dtype = PRECISIONS[settings.precision]
         self.trainer = Trainer(
             accelerator=settings.accelerator,
@@ -66,6 +70,8 @@ class SharedTrainer:
         )
         self.watch: Callable[[int], None] = lambda n_clients: None
         """Told how many clients each fit has trained (progress bars)."""
+        self.reports: Reports = []
+        """What callbacks with `metrics` had to report after each fit, until somebody clears it."""
         # Lightning would move module and optimizers to the CPU after every fit, and empty the GPU's memory cache.
         self.trainer.strategy.teardown = _leave_in_place  # type: ignore[method-assign]
         self._own: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -85,6 +91,8 @@ class SharedTrainer:
         self.trainer.fit(module, train_dataloaders=batches)
         module.trainer = None
         self.watch(getattr(module, "n_stacked", 1))
+        if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
+            self.reports.append(report)
 
     def _rewind(self) -> None:
         loop = self.trainer.fit_loop

@@ -66,7 +66,7 @@ def run_campaign(
         title: name of the parent run.
         jobs: worker processes, or `ray`.
         progress: told how many of all cells are done, and which one was last.
-        reuse: take finished runs of equal configuration from other campaigns, too.
+        reuse: take finished runs with the same fingerprint from other campaigns, too.
 
     Raises:
         ConfigError: no experiments, or the same campaign runs in another process.
@@ -84,7 +84,8 @@ def run_campaign(
         known = {Cell(name, seed): run_id for (name, seed), run_id in tracking.named_children(store, parent).items()}
         if reuse:
             finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
-            known |= {cell: finished_runs[one.digest()] for cell, one in cells.items() if one.digest() in finished_runs}
+            keys = {cell: one.fingerprint() for cell, one in cells.items()}
+            known |= {cell: finished_runs[key] for cell, key in keys.items() if key in finished_runs}
         progress(0, len(cells), None)
         for cell, finished in _work(cells, known, parent, jobs):
             if isinstance(finished, Outcome):

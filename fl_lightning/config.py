@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
+ASIDE = ("paper", "sweep", "tracking")
+"""Settings that no figure of a run depends on."""
 Direction = Literal["maximize", "minimize"]
 
 
@@ -98,6 +100,8 @@ class SweepSettings:
         seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
         against: a registered model whose attack takes the place of the configured one, such as
             `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
+        warm_start: after what is configured, the winners of so many earlier studies of the same attack, rule, model and data
+            are tried, the newest first; 0: a study that does not depend on what was searched before.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
@@ -111,6 +115,7 @@ class SweepSettings:
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
     seeds: tuple[int, ...] = ()
     against: str | None = None
+    warm_start: int = Field(default=1, ge=0)
     confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
 
     @property
@@ -275,7 +280,15 @@ class Experiment(BaseModel):
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify the resolved configuration."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(self.to_dict())
+
+    def fingerprint(self) -> str:
+        """Like `digest`, of what the figures of a run depend on: not of how it is tracked, or what a sweep would do with it."""
+        return _hash({name: value for name, value in self.to_dict().items() if name not in ASIDE})
+
+
+def _hash(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager

@@ -169,10 +169,10 @@ def reproduce(
         with errors_under(name):
             cells |= {(name, cell): one for cell, one in experiments(table, size, fast).items()}
     named: dict[str, Experiment] = {}
-    label: dict[str, str] = {}  # digest -> name of the experiment that all equal cells share
+    label: dict[str, str] = {}  # fingerprint -> name of the experiment that all equal cells share
     for (name, cell), one in cells.items():
-        label.setdefault(one.digest(), f"{name} | {cell.row} | {cell.column}".removesuffix(" | "))
-        named[label[one.digest()]] = one
+        label.setdefault(one.fingerprint(), f"{name} | {cell.row} | {cell.column}".removesuffix(" | "))
+        named[label[one.fingerprint()]] = one
     title = f"reproduce ({size}): {', '.join(tables)}"
     campaign = run_campaign(named, title, jobs, progress, reuse=True)
     store = tracking.client()
@@ -183,7 +183,7 @@ def reproduce(
             return {}
         found = {
             seed: read(tracking.history(store, run_id, claim.reading.metric), one.rounds, claim.reading.over)
-            for seed, run_id in _runs(campaign, label[one.digest()]).items()
+            for seed, run_id in _runs(campaign, label[one.fingerprint()]).items()
         }
         return {seed: value for seed, value in found.items() if value is not None}
 

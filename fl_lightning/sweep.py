@@ -6,7 +6,6 @@ search never saw.
 """
 
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -24,16 +23,16 @@ import optuna  # noqa: TID251
 from optuna.trial import FrozenTrial, Trial, TrialState  # noqa: TID251
 
 from fl_lightning import cluster, runs, studies, tracking
-from fl_lightning.attacks import Choice
 from fl_lightning.config import Experiment, load
 from fl_lightning.federation import Federation
+from fl_lightning.first_trials import check_first, enqueue_first, rank
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.model_registry import find
 from fl_lightning.paths import runs_folder, studies_url
 from fl_lightning.processes import Jobs, share_cores
 from fl_lightning.pruning import pruner
-from fl_lightning.registry import ConfigError, registry
-from fl_lightning.space import Ask, Span, changes, search_space, tunables
+from fl_lightning.registry import ConfigError
+from fl_lightning.space import changes, search_space
 from fl_lightning.study_pictures import pictures
 from fl_lightning.trials import Watcher, ask, attack_start, nobody, sampler, score, violations
 
@@ -166,9 +165,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     if experiment.sweep.against:
         attack = find(experiment.sweep.against).experiment.attack
         experiment = experiment.override({"attack": attack and attack.to_dict()})
-    space = search_space(experiment)
-    for first in first_trials(experiment, space):  # bad input shows before a study exists
-        experiment.override(changes(space, _given(first)))
+    check_first(experiment)  # bad input shows before a study exists
     Federation(experiment)
     store = tracking.client()
     name = f"{tracking.registered_name(experiment)}-{_digest(experiment)}"
@@ -182,8 +179,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
         run_id = tracking.create_run(
             store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
         )
-        for params in first_trials(experiment, space):
-            study.enqueue_trial(params)
+        enqueue_first(study, task.storage, experiment)
         study.set_user_attr("run_id", run_id)
 
     with studies.searching(task.storage, name, prepare):
@@ -202,30 +198,6 @@ def searched_slot(drawn: Mapping[str, Any]) -> str:
     if slots == {"attack"}:
         return "attack"
     return "defense" if slots <= {"defenses", "aggregator", "client", "server"} else "settings"
-
-
-def first_trials(experiment: Experiment, space: Mapping[str, Span]) -> list[dict[str, Any]]:
-    """What the search tries first: what is configured; every attack as its file has it where the attack itself is searched."""
-    if isinstance(attacks := space.get("attack"), Choice):
-        return [{"attack": name} | _as_configured(str(name)) for name in attacks.values]
-    flat = tracking.flatten(experiment.to_dict())
-    return [{path: flat[path] for path, span in space.items() if span.holds(flat.get(path))}]
-
-
-def _as_configured(name: str) -> dict[str, Any]:
-    attack = registry("attack").build(name)
-    values = {field: (span, getattr(attack, field)) for field, span in tunables(type(attack)).items()}
-    return {f"{name}.{field}": value for field, (span, value) in values.items() if span.holds(value)}
-
-
-def _given(params: Mapping[str, Any]) -> Ask:
-    """Draws the given values, and the first of a range elsewhere."""
-
-    def ask(name: str, span: Span) -> Any:
-        some = span.values[0] if isinstance(span, Choice) else int(span.low) if span.integer else span.low
-        return params.get(name, some)
-
-    return ask
 
 
 def _search(task: _Task, study: optuna.Study, progress: Progress) -> None:
@@ -460,14 +432,6 @@ def _confirm(
             figures.append(score(watcher.history, metric))
         registered = registered or outcome.registered_model
     return values, registered
-
-
-def rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
-    """Sorts the best trial in the first metric first; infeasible ones after, those that miss least before others."""
-    missed = sum(max(0.0, value) for value in trial.constraints.values())
-    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
-    value = -sign * trial.values[0] if trial.values else math.inf
-    return missed > 0, missed, value
 
 
 def _feasible(trial: FrozenTrial) -> bool:

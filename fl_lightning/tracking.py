@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 import mlflow  # noqa: E402, TID251
 import mlflow.pytorch  # noqa: E402, TID251
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402, TID251
@@ -36,7 +37,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402, TID251
 from mlflow.models import infer_signature  # noqa: E402, TID251
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from fl_lightning.config import Experiment, dump  # noqa: E402
+from fl_lightning.config import Experiment, dump, load  # noqa: E402
 from fl_lightning.federation import Federation, RoundReport  # noqa: E402
 from fl_lightning.journal import Entry, Journal  # noqa: E402
 from fl_lightning.metrics import Interval, curves  # noqa: E402
@@ -219,13 +220,21 @@ def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
 
 
 def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
-    """Finished cells of campaigns in an MLflow experiment: digest of the configuration -> run."""
+    """Finished cells of campaigns in an MLflow experiment: fingerprint -> run.
+
+    The fingerprint is that of the recorded configuration as it reads today, so that a field that came later does not hide a run.
+    """
     found = store.search_runs(
         [experiment_id(store, experiment)],
         "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'",
         max_results=50000,
     )
-    return {run.data.tags["fl.config"]: run.info.run_id for run in found}
+    known = {}
+    for run in reversed(found):
+        note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
+        with suppress(ConfigError, yaml.YAMLError):  # a setting that is gone, a note that somebody changed
+            known[load(yaml.load(note, getattr(yaml, "CSafeLoader", yaml.SafeLoader))).fingerprint()] = run.info.run_id
+    return known
 
 
 def history(store: MlflowClient, run_id: str, metric: str) -> dict[int, float]:

@@ -350,6 +350,15 @@ def test_digest_depends_on_every_setting_and_on_nothing_else():
     assert len(digests | {experiment.digest()}) == len(changes) + 1
 
 
+def test_the_fingerprint_leaves_out_what_no_figure_depends_on():
+    experiment = load("digits")
+    same: list[dict[str, Any]] = [{"sweep": "quick"}, {"tracking.register": "best"}, {"tracking.keep_rounds": [1]}]
+    assert {experiment.override(change).fingerprint() for change in same} == {experiment.fingerprint()}
+    others: list[dict[str, Any]] = [{"seed": 1}, {"rounds": 9}, {"server.lr": 0.5}, {"fast": True}]
+    prints = {experiment.override(change).fingerprint() for change in others}
+    assert len(prints | {experiment.fingerprint()}) == len(others) + 1
+
+
 # --- --fast ------------------------------------------------------------------------------------------------------------
 
 

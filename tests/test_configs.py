@@ -11,6 +11,7 @@ from fl_lightning.federation import Federation
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import SLOTS, named_config, registry
 from fl_lightning.space import search_space
+from fl_lightning.sweep import sweep
 
 COMPONENTS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name in SLOTS)
 BASE = {
@@ -55,6 +56,15 @@ def test_sweep_yaml_loads_and_has_a_space(path: Path):
     experiment = load(BASE | {"attack": "sign_flip", "sweep": path.stem})
     assert search_space(experiment)
     assert load(yaml.safe_load(dump(experiment))) == experiment
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=ids)
+def test_sweep_yaml_runs(path: Path, store_folder: Path):
+    defended = {"defenses": {"clip": "norm_bound"}, "client": "fl_wbc"} if path.stem == "defender" else {}
+    settings = named_config("sweep", path.stem) | {"trials": 2, "jobs": 1, "confirm_seeds": [1001]}
+    outcome = sweep(load(BASE | {"attack": "alie", "rounds": 2, "sweep": settings} | defended), "tiny")
+    assert len(outcome.trials) == 2
+    assert outcome.winner
 
 
 def run_fast(experiment: Experiment) -> None:

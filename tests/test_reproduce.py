@@ -179,6 +179,29 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
         write_verdicts(again, str(Path(__file__).with_name("conftest.py")))
 
 
+@pytest.mark.usefixtures("store_folder")
+def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
+    table = {"title": "one", "setting": "none", "base": TINY | {"rounds": 2}, "rows": {"clean": {}}}
+    table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1}}}
+    reproduce({"own:one": PaperTable(**table)})
+    store = tracking.client()
+    (experiment,) = [one.experiment_id for one in store.search_experiments() if one.name != "Default"]
+    cells = store.search_runs([experiment], "tags.`fl.kind` = 'cell'")
+    # As if made by a version in which a sweep had another default and the server had no beta2 yet.
+    for run in cells:
+        note = run.data.tags["mlflow.note.content"].replace("pruner: auto", "pruner: median")
+        older = "".join(line for line in note.splitlines(True) if not line.startswith("  beta2:"))
+        assert older != note != run.data.tags["mlflow.note.content"]
+        store.set_tag(run.info.run_id, "mlflow.note.content", older)
+    broken = store.create_run(experiment, tags={"fl.kind": "cell", "mlflow.note.content": "rounds: [none"})
+    store.set_terminated(broken.info.run_id, "FINISHED")
+    tracked = table | {"base": TINY | {"rounds": 2, "tracking": {"checkpoint_every": 7}}}
+    reproduce({"own:two": PaperTable(**tracked)})
+    assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells) + 1
+    reproduce({"own:longer": PaperTable(**table | {"base": TINY | {"rounds": 3}})})
+    assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells) + 1 + 2
+
+
 def test_a_size_may_leave_rows_out():
     table = PaperTable(**SMALL)
     assert {cell.row for cell in experiments(table, "full")} == {"loud"}

@@ -20,11 +20,12 @@ from fl_lightning import runs, tracking
 from fl_lightning import sweep as sweeping
 from fl_lightning.attacks import Choice, Tunable
 from fl_lightning.config import Experiment, dump
+from fl_lightning.first_trials import configured, enqueue_first, fitted
 from fl_lightning.paths import studies_url
 from fl_lightning.pruning import Halving
 from fl_lightning.registry import ConfigError
 from fl_lightning.space import changes, search_space, tunables
-from fl_lightning.sweep import first_trials, sweep
+from fl_lightning.sweep import sweep
 from fl_lightning.trials import score, violations
 
 ATTACKED: dict[str, Any] = {
@@ -155,7 +156,8 @@ def test_constraints_decide_the_winner(tiny):
 PROGRAM = """
 import sys, yaml
 from fl_lightning.config import load
-from fl_lightning.sweep import first_trials, sweep
+from fl_lightning.first_trials import configured, enqueue_first, fitted
+from fl_lightning.sweep import sweep
 if __name__ == "__main__":
     sweep(load(yaml.safe_load(open(sys.argv[1]))), "tiny")
 """
@@ -418,11 +420,43 @@ def test_rounds_and_seeds_have_pruners_of_their_own(tiny):
 
 def test_a_search_over_attacks_begins_with_each_as_it_is_configured(tiny):
     experiment = tiny(sweep={"space": {"attack": ["fang_krum", "alie"]}})
-    first = first_trials(experiment, search_space(experiment))
+    first = configured(experiment, search_space(experiment))
     assert first[0] == {"attack": "fang_krum", "fang_krum.search": "halving", "fang_krum.epsilon": 1e-3} | {
         "fang_krum.retreat": True
     }
     assert [one["attack"] for one in first] == ["fang_krum", "alie"]
+
+
+@pytest.mark.parametrize(("warm_start", "won"), [(0, []), (1, [3.0]), (2, [3.0, 2.0])])
+def test_a_study_begins_with_the_winners_of_earlier_ones(tiny, store_folder: Path, warm_start: int, won: list[float]):
+    storage = f"sqlite:///{store_folder / 'optuna.db'}"
+    span = optuna.distributions.FloatDistribution(1e-4, 1e9, log=True)
+    for name, direction, std, weak in [
+        ("a-gaussian-vs-mean-1", "maximize", 2.0, 0.5),
+        ("a-gaussian-vs-mean-2", "maximize", 1e8, 0.5),  # outside the space
+        ("a-gaussian-vs-mean-3", "maximize", 3.0, 0.5),
+        ("a-gaussian-vs-mean-4", "minimize", 4.0, 0.5),  # another end
+        ("a-gaussian-vs-krum-5", "maximize", 5.0, 0.5),  # another rule
+    ]:
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction)
+        sign = 1 if direction == "maximize" else -1
+        for value, figure in ((weak, 0.1), (std, 0.9)):
+            params: dict[str, Any] = {"params": {"attack.std": value}, "distributions": {"attack.std": span}}
+            study.add_trial(optuna.create_trial(value=sign * figure, **params))
+    experiment = searched(tiny, warm_start=warm_start)
+    study = optuna.create_study(storage=storage, study_name="a-gaussian-vs-mean-6", direction="maximize")
+    enqueue_first(study, storage, experiment)
+    first = [trial.system_attrs["fixed_params"]["attack.std"] for trial in study.trials]
+    assert first[1:] == won
+    assert first[0] == experiment.to_dict()["attack"]["std"]
+
+
+def test_earlier_winners_that_do_not_fit_are_left_out(tiny):
+    experiment = tiny(sweep={"space": {"attack": ["fang_krum", "alie"]}})
+    space = search_space(experiment)
+    won = {"attack": "alie", "alie.z": 2.0, "fang_krum.epsilon": 1e-3, "cmp.eta": 0.1}
+    assert fitted(experiment, space, won) == {"attack": "alie", "alie.z": 2.0}
+    assert fitted(experiment, space, {"attack": "cmp"}) == {}
 
 
 def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, store_folder: Path):

@@ -16,10 +16,10 @@ import optuna  # noqa: TID251
 
 from fl_lightning.config import load
 from fl_lightning.federation import Federation
+from fl_lightning.first_trials import configured, rank
 from fl_lightning.metrics import interval
 from fl_lightning.pruning import pruner
 from fl_lightning.space import changes, search_space
-from fl_lightning.sweep import first_trials, rank
 from fl_lightning.trials import Watcher, ask, sampler, score, violations
 
 CONFIRM = [1001, 1002, 1003, 1004, 1005]
@@ -71,7 +71,7 @@ def study(setting: str, seed: int, pruning: str, trials: int) -> dict[str, Any]:
         sampler=sampler(settings.sampler, seed),
         pruner=pruner(settings, experiment.rounds),
     )
-    for first in first_trials(experiment, space):
+    for first in configured(experiment, space):
         found.enqueue_trial(first)
     rounds = 0
 

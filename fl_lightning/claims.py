@@ -114,12 +114,14 @@ class Size(_Strict):
         seeds: every cell runs with each of them.
         minutes: measured time on two cores.
         changes: of the base, by dotted path.
+        rows: row -> further changes of this row, stronger than its own.
         leave_out: rows that this size does not run; claims about them get no verdict.
     """
 
     seeds: tuple[int, ...] = Field(min_length=2)
     minutes: float = Field(gt=0)
     changes: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
 
 
@@ -178,6 +180,7 @@ class PaperTable(_Strict):
                         f"{own.id}, {row!r}: expected {len(self.columns)} printed values, got {len(values)}"
                     )
         for name in [
+            *(row for size in self.sizes.values() for row in (*size.rows, *size.leave_out)),
             *(end for one in self.orders for end in (one.higher, one.lower)),
             *(one.row for one in self.bounds),
         ]:

@@ -135,7 +135,8 @@ def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[C
         if row in own.leave_out:
             continue
         for column, by_column in table.columns.items():
-            changes = own.changes | by_row | {path: value for path, value in by_column.items() if path != "over"}
+            changes = own.changes | by_row | own.rows.get(row, {}) | by_column
+            changes.pop("over", None)
             with errors_under(f"{row} | {column}"):
                 experiment = base.override({"seeds": list(own.seeds), "tracking.register": "never", **changes})
             cells[Cell(row, column)] = experiment.faster() if fast else experiment

@@ -208,6 +208,15 @@ def test_a_size_may_leave_rows_out():
     assert {one.seeds for one in experiments(table, "full").values()} == {(0, 1)}
 
 
+def test_a_size_may_change_single_rows():
+    sizes = {"quick": {"seeds": [0, 1], "minutes": 1, "changes": {"rounds": 5}, "rows": {"loud": {"attack.std": 3.0}}}}
+    found = experiments(PaperTable(**SMALL | {"sizes": sizes}), "quick")
+    assert {cell.row: one.attack.std for cell, one in found.items()} == {"loud": 3.0, "quiet": 1e-9}
+    assert {one.rounds for one in found.values()} == {5}
+    with pytest.raises(ValueError, match="no cell 'silent'"):
+        PaperTable(**SMALL | {"sizes": {"quick": sizes["quick"] | {"rows": {"silent": {}}}}})
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_tables_load_and_their_cells_can_run(name: str):
     table = SHIPPED[name]

@@ -22,6 +22,8 @@ from fl_lightning.registry import ConfigError, errors_under, suggest
 __all__ = ["Judged", "Reproduction", "experiments", "find_tables", "plain", "reproduce", "write_verdicts"]
 
 SizeName = Literal["quick", "full"]
+LIGHT = {"tracking.register": "never", "tracking.models": False, "tracking.checkpoint_every": 10}
+"""Hundreds of small runs, of which the figures are wanted."""
 
 
 class Judged(NamedTuple):
@@ -138,7 +140,7 @@ def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[C
             changes = own.changes | by_row | own.rows.get(row, {}) | by_column
             changes.pop("over", None)
             with errors_under(f"{row} | {column}"):
-                experiment = base.override({"seeds": list(own.seeds), "tracking.register": "never", **changes})
+                experiment = base.override({"seeds": list(own.seeds), **LIGHT, **changes})
             cells[Cell(row, column)] = experiment.faster() if fast else experiment
     return cells
 

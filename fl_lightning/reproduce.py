@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, run_campaign
 from fl_lightning.campaign import Cell as Run
-from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Verdict, read, verdict
+from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Reading, Verdict, read, verdict
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import CONFIGS
@@ -179,12 +179,12 @@ def reproduce(
     campaign = run_campaign(named, title, jobs, progress, reuse=True)
     store = tracking.client()
 
-    def figures(name: str, cell: Cell, claim: Claim) -> dict[int, float]:
+    def figures(name: str, cell: Cell, reading: Reading) -> dict[int, float]:
         one = cells.get((name, cell))
         if one is None:
             return {}
         found = {
-            seed: read(tracking.history(store, run_id, claim.reading.metric), one.rounds, claim.reading.over)
+            seed: read(tracking.history(store, run_id, reading.metric), one.rounds, reading.over)
             for seed, run_id in _runs(campaign, label[one.fingerprint()]).items()
         }
         return {seed: value for seed, value in found.items() if value is not None}
@@ -192,7 +192,8 @@ def reproduce(
     judged = []
     for name, table in tables.items():
         for claim in table.claims():
-            found, how = verdict(claim, [figures(name, cell, claim) for cell in claim.cells])
+            pairs = zip(claim.cells, claim.readings, strict=True)
+            found, how = verdict(claim, [figures(name, cell, reading) for cell, reading in pairs])
             judged.append(Judged(name, claim, found, how))
     outcome = Reproduction(campaign.run_id, tuple(judged), tuple(campaign.failures.values()))
     store.log_text(campaign.run_id, outcome.markdown(), "verdicts.md")

@@ -128,7 +128,13 @@ def test_claims_are_numbered_row_by_row():
     assert [claim.id for claim in claims] == ["N.1", "N.2", "O.1", "O.2", "O.3", "B"]
     assert [claim.printed for claim in claims[:2]] == [0.1, 0.2]
     assert claims[1].cells == (Cell("loud", "median"),)
-    assert claims[3].reading.over == 2
+    assert [reading.over for reading in claims[3].readings] == [2, 2]
+
+
+def test_each_end_of_an_order_is_read_in_its_own_rounds():
+    order = {"id": "O", "says": "", "higher": "loud | mean", "lower": "loud | second round"}
+    (claim,) = PaperTable(**SMALL | {"printed": [], "bounds": [], "orders": [order]}).claims()
+    assert [reading.over for reading in claim.readings] == ["last", 2]
 
 
 @pytest.mark.parametrize(

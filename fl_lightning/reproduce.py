@@ -74,6 +74,17 @@ class Reproduction:
             for one in self.judged
         ]
 
+    def summary(self) -> str:
+        """How many claims are decided, and the verdicts by paper, as text."""
+        decided = len(self.judged) - self.counts()["undecided"]
+        lines = [f"{len(self.judged)} claims, {decided} decided.", "", f"| paper | {' | '.join(VERDICTS)} |"]
+        lines.append("|---" * (1 + len(VERDICTS)) + "|")
+        papers = dict.fromkeys(one.table.partition(":")[0] for one in self.judged)
+        for paper in papers:
+            own = Counter(one.verdict for one in self.judged if one.table.partition(":")[0] == paper)
+            lines.append(f"| {paper} | {' | '.join(str(own[one]) for one in VERDICTS)} |")
+        return "\n".join(lines) + "\n"
+
     def markdown(self) -> str:
         """The rows as a table."""
         lines = ["| claim | | printed | measured | verdict |", "|---|---|---|---|---|"]
@@ -223,7 +234,7 @@ def plain(outcome: Reproduction) -> list[dict[str, Any]]:
 
 
 def write_verdicts(outcome: Reproduction, path: str) -> None:
-    """Put the verdict table between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
+    """Put the summary and all verdicts between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
 
     Raises:
         ConfigError: the file has no such markers.
@@ -233,5 +244,5 @@ def write_verdicts(outcome: Reproduction, path: str) -> None:
     _, end, tail = rest.partition("<!-- /verdicts -->")
     if not start or not end:
         raise ConfigError(f"{path} has no <!-- verdicts --> and <!-- /verdicts --> to write between")
-    counts = ", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count)
-    Path(path).write_text(f"{head}{start}\n{counts}\n\n{outcome.markdown()}{end}{tail}")
+    every = f"<details><summary>every claim</summary>\n\n{outcome.markdown()}\n</details>\n"
+    Path(path).write_text(f"{head}{start}\n{outcome.summary()}\n{every}{end}{tail}")

@@ -8,7 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fl_lightning.metrics import Interval, interval
 
-__all__ = ["VERDICTS", "Bound", "Cell", "Claim", "Order", "PaperTable", "Printed", "Size", "Verdict", "verdict"]
+__all__ = [
+    "VERDICTS",
+    "Bound",
+    "Cell",
+    "Claim",
+    "Order",
+    "PaperTable",
+    "Printed",
+    "Reading",
+    "Size",
+    "Verdict",
+    "verdict",
+]
 
 Verdict = Literal["confirmed", "stronger", "weaker", "not reproduced", "undecided"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "stronger", "weaker", "not reproduced", "undecided")
@@ -114,12 +126,14 @@ class Size(_Strict):
         seeds: every cell runs with each of them.
         minutes: measured time on two cores.
         changes: of the base, by dotted path.
+        rows: row -> further changes of this row, stronger than its own.
         leave_out: rows that this size does not run; claims about them get no verdict.
     """
 
     seeds: tuple[int, ...] = Field(min_length=2)
     minutes: float = Field(gt=0)
     changes: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
 
 
@@ -131,7 +145,7 @@ class Claim(NamedTuple):
         says: the claim in words.
         printed: the paper's value, or None where the claim is an order.
         cells: the one or two cells that it is about.
-        reading: the figure that counts.
+        readings: the figure of each cell that counts.
         rule: the `Printed`, `Order` or `Bound` that it comes from.
     """
 
@@ -139,7 +153,7 @@ class Claim(NamedTuple):
     says: str
     printed: float | None
     cells: tuple[Cell, ...]
-    reading: Reading
+    readings: tuple[Reading, ...]
     rule: Printed | Order | Bound
 
 
@@ -178,6 +192,7 @@ class PaperTable(_Strict):
                         f"{own.id}, {row!r}: expected {len(self.columns)} printed values, got {len(values)}"
                     )
         for name in [
+            *(row for size in self.sizes.values() for row in (*size.rows, *size.leave_out)),
             *(end for one in self.orders for end in (one.higher, one.lower)),
             *(one.row for one in self.bounds),
         ]:
@@ -202,23 +217,24 @@ class PaperTable(_Strict):
             ]
             for number, (cell, value) in enumerate(values, 1):
                 says = f"{own.metric} of {_label(cell)}"
-                yield Claim(f"{own.id}.{number}", says, value, (cell,), self._reading(own, cell), own)
+                yield Claim(f"{own.id}.{number}", says, value, (cell,), self._readings(own, cell), own)
         for order in self.orders:
             pairs = list(zip(self._cells(order.higher), self._cells(order.lower), strict=True))
             for number, (high, low) in enumerate(pairs, 1):
                 where = f" ({high.column})" if len(pairs) > 1 else ""
                 name = f"{order.id}.{number}" if len(pairs) > 1 else order.id
-                yield Claim(name, order.says + where, None, (high, low), self._reading(order, high), order)
+                yield Claim(name, order.says + where, None, (high, low), self._readings(order, high, low), order)
         for bound in self.bounds:
             cells = self._cells(bound.row)
             for number, cell in enumerate(cells, 1):
                 where = f" ({cell.column})" if len(cells) > 1 else ""
                 name = f"{bound.id}.{number}" if len(cells) > 1 else bound.id
                 limit = bound.at_most if bound.at_least is None else bound.at_least
-                yield Claim(name, bound.says + where, limit, (cell,), self._reading(bound, cell), bound)
+                yield Claim(name, bound.says + where, limit, (cell,), self._readings(bound, cell), bound)
 
-    def _reading(self, reading: Reading, cell: Cell) -> Reading:
-        return Reading(metric=reading.metric, over=self.columns[cell.column].get("over", reading.over))
+    def _readings(self, reading: Reading, *cells: Cell) -> tuple[Reading, ...]:
+        windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
+        return tuple(Reading(metric=reading.metric, over=over) for over in windows)
 
 
 def _label(cell: Cell) -> str:

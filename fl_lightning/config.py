@@ -75,12 +75,20 @@ class Tracking:
         checkpoint_every: rounds between checkpoints.
         keep_rounds: rounds, from 0, whose global model is kept for the report on a registered model; at most 30, and those that
             a run does not reach are not kept.
+        models: whether models and pictures are kept beside the figures; they take longer than a small run.
     """
 
     experiment: str = Field(default="fl_lightning", min_length=1)
     register: Literal["never", "best", "always"] = "never"
     checkpoint_every: int = Field(default=1, ge=1)
     keep_rounds: tuple[int, ...] = Field(default=(), max_length=30)
+    models: bool = True
+
+    @model_validator(mode="after")
+    def _something_to_register(self) -> "Tracking":
+        if not self.models and (self.register != "never" or self.keep_rounds):
+            raise ValueError("without models there is nothing to register and no rounds to keep: set register to never")
+        return self
 
 
 @component

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, run_campaign
 from fl_lightning.campaign import Cell as Run
-from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Verdict, read, verdict
+from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Reading, Verdict, read, verdict
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import CONFIGS
@@ -23,6 +23,8 @@ from fl_lightning.registry import ConfigError, errors_under, suggest
 __all__ = ["Judged", "Reproduction", "experiments", "find_tables", "plain", "reproduce", "write_verdicts"]
 
 SizeName = Literal["quick", "full"]
+LIGHT = {"tracking.register": "never", "tracking.models": False, "tracking.checkpoint_every": 10}
+"""Hundreds of small runs, of which the figures are wanted."""
 
 
 class Judged(NamedTuple):
@@ -72,6 +74,17 @@ class Reproduction:
             )
             for one in self.judged
         ]
+
+    def summary(self) -> str:
+        """How many claims are decided, and the verdicts by paper, as text."""
+        decided = len(self.judged) - self.counts()["undecided"]
+        lines = [f"{len(self.judged)} claims, {decided} decided.", "", f"| paper | {' | '.join(VERDICTS)} |"]
+        lines.append("|---" * (1 + len(VERDICTS)) + "|")
+        papers = dict.fromkeys(one.table.partition(":")[0] for one in self.judged)
+        for paper in papers:
+            own = Counter(one.verdict for one in self.judged if one.table.partition(":")[0] == paper)
+            lines.append(f"| {paper} | {' | '.join(str(own[one]) for one in VERDICTS)} |")
+        return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
         """The rows as a table."""
@@ -136,9 +149,10 @@ def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[C
         if row in own.leave_out:
             continue
         for column, by_column in table.columns.items():
-            changes = own.changes | by_row | {path: value for path, value in by_column.items() if path != "over"}
+            changes = own.changes | by_row | own.rows.get(row, {}) | by_column
+            changes.pop("over", None)
             with errors_under(f"{row} | {column}"):
-                experiment = base.override({"seeds": list(own.seeds), "tracking.register": "never", **changes})
+                experiment = base.override({"seeds": list(own.seeds), **LIGHT, **changes})
             cells[Cell(row, column)] = experiment.faster() if fast else experiment
     return cells
 
@@ -177,12 +191,12 @@ def reproduce(
     campaign = run_campaign(named, title, jobs, progress, reuse=True)
     store = tracking.client()
 
-    def figures(name: str, cell: Cell, claim: Claim) -> dict[int, float]:
+    def figures(name: str, cell: Cell, reading: Reading) -> dict[int, float]:
         one = cells.get((name, cell))
         if one is None:
             return {}
         found = {
-            seed: read(tracking.history(store, run_id, claim.reading.metric), one.rounds, claim.reading.over)
+            seed: read(tracking.history(store, run_id, reading.metric), one.rounds, reading.over)
             for seed, run_id in _runs(campaign, label[one.fingerprint()]).items()
         }
         return {seed: value for seed, value in found.items() if value is not None}
@@ -190,7 +204,8 @@ def reproduce(
     judged = []
     for name, table in tables.items():
         for claim in table.claims():
-            found, how = verdict(claim, [figures(name, cell, claim) for cell in claim.cells])
+            pairs = zip(claim.cells, claim.readings, strict=True)
+            found, how = verdict(claim, [figures(name, cell, reading) for cell, reading in pairs])
             judged.append(Judged(name, claim, found, how))
     outcome = Reproduction(campaign.run_id, tuple(judged), tuple(campaign.failures.values()))
     store.log_text(campaign.run_id, outcome.markdown(), "verdicts.md")
@@ -220,7 +235,7 @@ def plain(outcome: Reproduction) -> list[dict[str, Any]]:
 
 
 def write_verdicts(outcome: Reproduction, path: str) -> None:
-    """Put the verdict table between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
+    """Put the summary and all verdicts between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
 
     Raises:
         ConfigError: the file has no such markers.
@@ -230,5 +245,5 @@ def write_verdicts(outcome: Reproduction, path: str) -> None:
     _, end, tail = rest.partition("<!-- /verdicts -->")
     if not start or not end:
         raise ConfigError(f"{path} has no <!-- verdicts --> and <!-- /verdicts --> to write between")
-    counts = ", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count)
-    Path(path).write_text(f"{head}{start}\n{counts}\n\n{outcome.markdown()}{end}{tail}")
+    every = f"<details><summary>every claim</summary>\n\n{outcome.markdown()}\n</details>\n"
+    Path(path).write_text(f"{head}{start}\n{outcome.summary()}\n{every}{end}{tail}")

@@ -331,7 +331,7 @@ class Tracker:
         fresh = self.journal.last_step < 0
         for round, figures in enumerate(federation.state.history):
             self.journal.append(round, figures)
-        if fresh:
+        if fresh and self.experiment.tracking.models:
             picture = plot_partition(federation.assignment, federation.data.train.y.cpu(), federation.data.classes)
             self._picture(picture, "partition.png")
 
@@ -362,8 +362,10 @@ class Tracker:
             self.store.log_artifacts(self.run_id, str(self.folder / ROUNDS), ROUNDS)
         state = federation.state
         figures = {name: value for metrics in state.history for name, value in metrics.items()}
-        self._picture(curves(state.history), "curves.png")
-        if state.stopped and state.stopped.startswith("pruned"):  # given up: nobody asks for its model
+        models = self.experiment.tracking.models
+        if models:
+            self._picture(curves(state.history), "curves.png")
+        if not models or (state.stopped and state.stopped.startswith("pruned")):  # given up: nobody asks for its model
             end_run(self.store, self.run_id, "FINISHED", state.stopped)
             return None, None
         uri = self._log_model(federation, state.global_D, "final", state.round - 1, figures)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch.testing import assert_close
 
 from fl_lightning.attacks import Goal
@@ -11,6 +12,7 @@ from fl_lightning.data import Samples
 from fl_lightning.federation import Federation
 from fl_lightning.flat import FlatNetwork
 from fl_lightning.metrics import accuracy_gap, curves, detection, evaluate, interval, persistence, stealth
+from fl_lightning.metrics._stealth import distribution
 from fl_lightning.models import Linear, Loss
 from fl_lightning.randomness import generator
 
@@ -49,6 +51,17 @@ def test_roc_auc_by_hand(scores: list[float], auc: float):
     assert figures["defense/x/roc_auc"] == pytest.approx(auc)
 
 
+@pytest.mark.parametrize(
+    ("scores", "bad", "good"),
+    [([9.0, 1.0, 2.0, 8.0, 3.0], 8.0, 3.0), ([-2.0, -9.0, -1.0, -3.0, -4.0], -3.0, -1.0)],
+)
+def test_scores_are_apart_by_the_least_and_the_most_suspicious(scores: list[float], bad: float, good: float):
+    figures = detection(~BAD, BAD, torch.tensor(scores), "d")
+    assert (figures["d/score_malicious"], figures["d/score_benign"]) == (bad, good)
+    assert figures["d/score_gap"] == bad - good
+    assert "d/score_gap" not in detection(~BAD, BAD, torch.tensor(scores) * math.inf, "d")
+
+
 def test_a_rate_without_denominator_is_left_out():
     keep, scores = torch.ones(3, dtype=torch.bool), torch.arange(3.0)
     none, everybody = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
@@ -67,6 +80,22 @@ def test_stealth_by_hand():
     assert figures["stealth/cosine"] == pytest.approx((first + second) / 2)
     assert figures["stealth/l2_max"] == pytest.approx(math.sqrt(20))  # (3, 4) to (1, 0); (-3, 0) to (0, 3) is 4.24
     assert figures["stealth/norm_ratio"] == pytest.approx(5 / 2)
+    assert figures["stealth/spread"] == pytest.approx(math.sqrt(36 + 16) / 2)  # (-3, 0) from (3, 4)
+    # means: (0, 2) of the malicious ones, (1, 5) / 3 of the others
+    assert figures["stealth/opposition"] == pytest.approx(-5 / math.sqrt(26))
+    assert stealth(-updates[1:3].repeat(2, 1), BAD[[1, 2, 0, 3]])["stealth/opposition"] == pytest.approx(-1)
+    assert stealth(torch.tensor([[1.0, 2.0], [-2.0, -4.0]]), BAD[:2])["stealth/opposition"] == pytest.approx(1)
+
+
+def test_distributions_are_as_far_apart_as_the_oracle_says():
+    rows = torch.randn(6, 500, generator=generator(0, "rows"))
+    rows[5] = 3 * rows[5] + 0.5
+    bad = torch.arange(6) >= 4
+    expected = [ks_2samp(row.numpy(), rows[:4].flatten().numpy()).statistic for row in rows[4:]]
+    assert distribution(rows, bad) == pytest.approx(sum(expected) / 2, abs=1e-6)
+    assert expected[0] < 0.1 < expected[1]
+    wide = rows.repeat_interleave(10, dim=1)  # more coordinates than are looked at
+    assert distribution(wide, bad) == pytest.approx(sum(expected) / 2, abs=0.02)
 
 
 def test_stealth_needs_both_kinds():

@@ -128,7 +128,13 @@ def test_claims_are_numbered_row_by_row():
     assert [claim.id for claim in claims] == ["N.1", "N.2", "O.1", "O.2", "O.3", "B"]
     assert [claim.printed for claim in claims[:2]] == [0.1, 0.2]
     assert claims[1].cells == (Cell("loud", "median"),)
-    assert claims[3].reading.over == 2
+    assert [reading.over for reading in claims[3].readings] == [2, 2]
+
+
+def test_each_end_of_an_order_is_read_in_its_own_rounds():
+    order = {"id": "O", "says": "", "higher": "loud | mean", "lower": "loud | second round"}
+    (claim,) = PaperTable(**SMALL | {"printed": [], "bounds": [], "orders": [order]}).claims()
+    assert [reading.over for reading in claim.readings] == ["last", 2]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +181,9 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     write_verdicts(again, str(target))
     assert "of yesterday" not in target.read_text()
     assert target.read_text().count("| N.1 |") == 1
+    counts = again.counts()
+    assert f"6 claims, {6 - counts['undecided']} decided." in target.read_text()
+    assert f"| own | {counts['confirmed']} | {counts['stronger']} |" in target.read_text()
     with pytest.raises(ConfigError, match="to write between"):
         write_verdicts(again, str(Path(__file__).with_name("conftest.py")))
 
@@ -208,11 +217,25 @@ def test_a_size_may_leave_rows_out():
     assert {one.seeds for one in experiments(table, "full").values()} == {(0, 1)}
 
 
+def test_a_size_may_change_single_rows():
+    sizes = {"quick": {"seeds": [0, 1], "minutes": 1, "changes": {"rounds": 5}, "rows": {"loud": {"attack.std": 3.0}}}}
+    found = experiments(PaperTable(**SMALL | {"sizes": sizes}), "quick")
+    assert {cell.row: one.attack.std for cell, one in found.items()} == {"loud": 3.0, "quiet": 1e-9}
+    assert {one.rounds for one in found.values()} == {5}
+    with pytest.raises(ValueError, match="no cell 'silent'"):
+        PaperTable(**SMALL | {"sizes": {"quick": sizes["quick"] | {"rows": {"silent": {}}}}})
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_tables_load_and_their_cells_can_run(name: str):
     table = SHIPPED[name]
     for size in table.sizes:
-        assert experiments(table, size)
+        cells = experiments(table, size)
+        assert cells
+        # A column that replaces what a row has set would make rows equal, and only figures would tell.
+        seen: dict[str, str] = {}
+        for cell, one in cells.items():
+            assert seen.setdefault(one.fingerprint(), cell.row) == cell.row, (cell, size)
     claims = list(table.claims())
     assert claims
     assert len({claim.id for claim in claims}) == len(claims)

@@ -247,3 +247,14 @@ def test_a_server_that_is_gone_at_the_end_keeps_the_metrics_on_disk(tiny, monkey
             runs.run(tiny(**ATTACKED), "tiny")
     rest = runs.resume(error.value.run_id)
     assert [step for step, _ in history(rest.run_id, "attack/success")] == [0, 1, 2]
+
+
+def test_a_run_may_keep_figures_only(tiny, store_folder: Path):
+    outcome = runs.run(tiny(rounds=2, tracking={"models": False}))
+    store = tracking.client()
+    files = {file.path for file in store.list_artifacts(outcome.run_id)}
+    assert files == {"config.yaml", "environment.json"}
+    assert outcome.model_uri is None
+    assert len(tracking.history(store, outcome.run_id, "global/accuracy")) == outcome.rounds
+    with pytest.raises(ConfigError, match="nothing to register"):
+        tiny(tracking={"models": False, "register": "best"})

@@ -1,10 +1,15 @@
 """How well a detector separates malicious from benign rows."""
 
+import math
+
 from torch import Tensor
 
 
 def detection(keep_C: Tensor, malicious_C: Tensor, scores_C: Tensor | None, prefix: str) -> dict[str, float]:
-    """False-alarm rate, missed-alarm rate and ROC-AUC.
+    """False-alarm rate, missed-alarm rate, ROC-AUC, and where the scores lie.
+
+    `score_malicious`: the least suspicious malicious row; `score_benign`: the most suspicious benign one; `score_gap`: the first
+    minus the second. Thresholds between the two separate without an error.
 
     Args:
         keep_C: `[C]` bool, rows that the detector lets pass.
@@ -22,6 +27,10 @@ def detection(keep_C: Tensor, malicious_C: Tensor, scores_C: Tensor | None, pref
         figures[f"{prefix}/missed_alarm_rate"] = float(keep_C[malicious_C].double().mean())
         if scores_C is not None and not bool(malicious_C.all()):
             figures[f"{prefix}/roc_auc"] = roc_auc(scores_C, malicious_C)
+            bad, good = float(scores_C[malicious_C].min()), float(scores_C[~malicious_C].max())
+            if math.isfinite(bad) and math.isfinite(good):
+                figures |= {f"{prefix}/score_malicious": bad, f"{prefix}/score_benign": good}
+                figures[f"{prefix}/score_gap"] = bad - good
     return figures
 
 

@@ -7,13 +7,18 @@ from torch import Tensor
 from fl_lightning.data import Samples
 from fl_lightning.flat import FlatNetwork
 
+COORDINATES = 2000
+"""How many coordinates the distributions are compared on; a share is known to about 1 %."""
+
 
 def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
-    """Cosine and distance of malicious updates.
+    """Direction, length, distance and distribution of malicious updates.
 
     `stealth/cosine`: mean over malicious m of cos(delta_m, sum of the other updates); `stealth/l2_max`: largest
     ||delta_m - delta_n|| over malicious m and benign n; `stealth/norm_ratio`: largest malicious norm over the median
-    benign norm.
+    benign norm; `stealth/spread`: largest distance of a malicious update from the first one, over the same norm;
+    `stealth/opposition`: minus the cosine between the mean malicious and the mean benign update, 1 where they point to
+    opposite sides of the global model; `stealth/distribution`: see `distribution`.
 
     Args:
         updates_CD: `[C, D]` submitted updates.
@@ -23,7 +28,8 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
         Nothing for figures that have no denominator (no malicious or no benign row, zero norms).
 
     References:
-        Multi-party targeted poisoning, tables 2 and 3: the contrast objective is the aggregate of all others.
+        Multi-party targeted poisoning, tables 2 and 3: the contrast objective is the aggregate of all others. PDRR, figure 2:
+        crafted models lie together beyond the previous global model.
     """
     bad_MD, good_BD = updates_CD[malicious_C], updates_CD[~malicious_C]
     if not len(bad_MD) or not len(good_BD):
@@ -32,11 +38,42 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
     figures = {
         "stealth/cosine": float(F.cosine_similarity(bad_MD, others_MD, dim=1).mean()),
         "stealth/l2_max": float(torch.cdist(bad_MD.double(), good_BD.double()).max()),
+        "stealth/opposition": -float(F.cosine_similarity(bad_MD.mean(0), good_BD.mean(0), dim=0)),
+        "stealth/distribution": distribution(updates_CD, malicious_C),
     }
     usual = float(good_BD.norm(dim=1).median())
     if usual > 0:
         figures["stealth/norm_ratio"] = float(bad_MD.norm(dim=1).max()) / usual
+        figures["stealth/spread"] = float((bad_MD - bad_MD[0]).norm(dim=1).max()) / usual
     return figures
+
+
+def distribution(updates_CD: Tensor, malicious_C: Tensor) -> float:
+    r"""How unlike the benign ones the values of a malicious update are distributed: a Kolmogorov-Smirnov distance.
+
+    $\max_x |F_m(x) - F(x)|$, the mean over malicious m, with $F_m$ the distribution of the values of one update and F that of
+    all benign ones together. 0: alike, 1: no value in common. What the papers show as histograms.
+
+    Args:
+        updates_CD: `[C, D]` submitted updates; evenly spaced coordinates of them are looked at.
+        malicious_C: `[C]` bool, neither none nor all.
+
+    Example:
+        >>> distribution(torch.tensor([[1.0, 2.0], [1.0, 2.0], [5.0, 6.0]]), torch.tensor([False, False, True]))
+        1.0
+
+    References:
+        Deep model poisoning, figure 7; multi-party targeted poisoning, figures 6-9.
+    """
+    values_CS = updates_CD[:, :: max(1, updates_CD.shape[1] // COORDINATES)]
+    usual = values_CS[~malicious_C].flatten().sort().values
+    apart = []
+    for row_S in values_CS[malicious_C].contiguous():
+        own_S = row_S.sort().values
+        at = torch.cat([own_S, usual])
+        own, all_ = (torch.searchsorted(one, at, right=True) / len(one) for one in (own_S, usual))
+        apart.append(float((own - all_).abs().max()))
+    return sum(apart) / len(apart)
 
 
 def accuracy_gap(

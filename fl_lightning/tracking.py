@@ -358,6 +358,13 @@ class Tracker:
         left = self.journal.close(PATIENCE_SECONDS)
         if left:
             raise TrackingGoneError(self.run_id, left, self.folder, self.journal.error)
+        try:
+            return self._hand_over(federation)
+        except (MlflowException, OSError) as error:
+            raise TrackingGoneError(self.run_id, federation.state.round, self.folder, error) from error
+
+    def _hand_over(self, federation: Federation) -> tuple[str | None, str | None]:
+        """Log kept, final and most successful models, register, and end the run."""
         if (self.folder / ROUNDS).is_dir():
             self.store.log_artifacts(self.run_id, str(self.folder / ROUNDS), ROUNDS)
         state = federation.state

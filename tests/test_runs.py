@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlflow  # noqa: TID251
+import mlflow.pytorch  # noqa: TID251
 import pytest
 import torch
 import yaml
+from mlflow.exceptions import MlflowException  # noqa: TID251
 from safetensors.torch import load_file
 
 from fl_lightning import runs, tracking
@@ -233,6 +234,19 @@ def test_the_outcome_is_plain_json(tiny):
     plain = json.loads(json.dumps(outcome.to_dict()))
     assert set(plain) == {"run_id", "experiment", "rounds", "metrics", "model_uri", "registered_model"}
     assert plain["registered_model"] is None
+
+
+def test_a_server_that_goes_while_models_are_delivered_leaves_a_run_to_resume(tiny, monkeypatch: pytest.MonkeyPatch):
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("API request failed with exception: connection refused")
+
+    with monkeypatch.context() as offline:
+        offline.setattr(mlflow.pytorch, "log_model", gone)
+        with pytest.raises(tracking.TrackingGoneError, match=r"connection refused.*run --resume") as error:
+            runs.run(tiny(rounds=2), "tiny")
+    outcome = runs.resume(error.value.run_id)
+    assert outcome.model_uri
+    assert tracking.client().get_run(outcome.run_id).info.status == "FINISHED"
 
 
 def test_a_server_that_is_gone_at_the_end_keeps_the_metrics_on_disk(tiny, monkeypatch: pytest.MonkeyPatch):

@@ -50,6 +50,12 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+RIVALS = {
+    "fl_wbc 0.4": ("none", *ARMS["rules"], *ARMS["trade-off"]),
+    "fl_wbc 0.4 + median": ("none", "median"),
+}
+"""Whose mitigation rounds an arm's are divided by."""
+
 
 @component
 class SmallCnn(Model):
@@ -197,6 +203,50 @@ def summary(path: Path) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def ratios(path: Path) -> str:
+    """A Markdown table: mitigation rounds of FL-WBC over those of other arms, for the (image, seed) that both have.
+
+    From an attack on: the rounds after it and all later ones together, each watched until the next attack at most. The median
+    of the paired ratios, and the ratio of the medians, with 95 % bootstrap intervals. A pair in which nothing lasts counts as
+    one round.
+    """
+    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+    random = generator(0, "bootstrap")
+    heads = ["arm", "over", "pairs", "from attack", "median of ratios", "ratio of medians", "accuracy difference"]
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for model, partition, arm in runs:
+        for rival in RIVALS.get(arm, ()):
+            own, other = runs[model, partition, arm], runs.get((model, partition, rival), {})
+            pairs = sorted(own.keys() & other.keys())
+            if not pairs:
+                continue
+            draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
+            loss_P = torch.tensor([100 * (own[pair]["accuracy"] - other[pair]["accuracy"]) for pair in pairs])
+            for first in (LATER[0], LATER[-1]):
+                own_P, other_P = (
+                    torch.tensor(
+                        [sum(mitigation(of[p]["confidence"], k) for k in range(first, len(ATTACKED))) for p in pairs]
+                    )
+                    .double()
+                    .clamp(min=1)
+                    for of in (own, other)
+                )
+                paired_P, whole_N = own_P / other_P, middle(own_P, draws_NP) / middle(other_P, draws_NP)
+                cells = (
+                    f"{arm} ({model}, {partition})",
+                    rival,
+                    str(len(pairs)),
+                    str(first + 1),
+                    f"{paired_P.quantile(0.5):.2f} {interval(middle(paired_P, draws_NP))}",
+                    f"{own_P.quantile(0.5) / other_P.quantile(0.5):.2f} {interval(whole_N)}",
+                    f"{loss_P.mean():+.1f} {interval(loss_P[draws_NP].mean(1))}",
+                )
+                lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
 def middle(values_P: torch.Tensor, draws_NP: torch.Tensor) -> torch.Tensor:
     """`[N]` the median of every bootstrap sample."""
     return values_P.double()[draws_NP].quantile(0.5, dim=1)
@@ -221,7 +271,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the results as a table, and run nothing")
     args = parser.parse_args()
     if args.summary:
-        print(summary(args.results))
+        print(summary(args.results), ratios(args.results), sep="\n\n")
         return
     torch.set_num_threads(1)
     rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()

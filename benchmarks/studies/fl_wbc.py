@@ -24,7 +24,7 @@ from fl_lightning.attacks import Attack, Poisoned, TargetSamples, View
 from fl_lightning.config import load
 from fl_lightning.defenses import State
 from fl_lightning.federation import Federation
-from fl_lightning.models import Mlp, Model
+from fl_lightning.models import Mlp, Model, WbcFmnistCnn
 from fl_lightning.models._layers import cnn
 from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
@@ -100,7 +100,7 @@ class Repeated(Attack):
         return Poisoned(update_D.expand(view.n_malicious, -1))
 
 
-MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn()}
+MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn(), "wbc_fmnist_cnn": WbcFmnistCnn()}
 
 
 def prepared(model: str, seed: int, partition: str) -> Federation:

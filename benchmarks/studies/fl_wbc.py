@@ -51,7 +51,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 RIVALS = {
-    "fl_wbc 0.4": ("none", *ARMS["rules"], *ARMS["trade-off"]),
+    "fl_wbc 0.4": ("none", "median", "trimmed_mean 2", *(arm for arm in ARMS["trade-off"] if "dp" in arm)),
     "fl_wbc 0.4 + median": ("none", "median"),
 }
 """Whose mitigation rounds an arm's are divided by."""

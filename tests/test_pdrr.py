@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_lightning.aggregators import Krum, Mean, Median, TrimmedMean, krum_scores
-from fl_lightning.defenses import Pdrr, bloc
+from fl_lightning.defenses import Pdrr, bloc, pdrr_krum
 from fl_lightning.defenses._pdrr_evidence import (
     distances_to,
     near_copies,
@@ -164,6 +164,16 @@ def test_clients_of_the_same_class_are_no_bloc():
     # as many that send copies are found whatever their number
     rows[:5] = rows[0]
     assert Pdrr().detect(rows, rule).flagged.tolist() == [True] * 5 + [False] * 45
+
+
+def test_honest_rows_that_hardly_move_are_no_copies():
+    # as short as the crafted rows, and so nearer to them than 2 % of what lies beyond
+    rows = honest(0)
+    rows[20:23] *= 1e-3
+    noise = torch.randn(20, rows.shape[1], generator=generator(0, "copies"))
+    rows[:20] = -5e-4 * rows[30:].mean(0) * (1 + 1e-3 * noise)
+    assert near_copies(distances_to(rows, 0), 0.02).tolist() == [True] * 23 + [False] * 27
+    assert pdrr_krum(rows, 0).flagged.tolist() == [True] * 20 + [False] * 30
 
 
 def test_noise_in_unmoved_coordinates_does_not_hide_copies():

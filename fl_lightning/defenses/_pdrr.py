@@ -68,10 +68,11 @@ def pdrr_krum(
     crowd: float = 0.2,
     faithful: bool = False,
 ) -> Detection:
-    """Rows that copy Krum's winner, or whose directions of change agree with its own.
+    """Rows whose directions of change agree with that of Krum's winner, or that copy it.
 
-    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's near-copies if there are any (see
-    `near_copies`; the score is then 1 - distance / largest distance), else its bloc, if there is one. Honest rows correlate up
+    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's bloc if there is one, else its
+    near-copies (see `near_copies`; the score is then 1 - distance / largest distance). The bloc goes first because next to a
+    crafted model of little length lie honest rows of little length too, that only signs tell apart. Honest rows correlate up
     to about 0.7 with the winner, crafted copies of the attack at least 0.94 with each other. Attackers who cannot oppose iid
     clients send a weakened honest model: honest rows correlate with it, and once it is as small as the noise on the copies,
     the copies do not, so that distance alone tells. Clients who hold the same class and no other agree as attackers do, in
@@ -89,12 +90,15 @@ def pdrr_krum(
     if faithful:
         rho_C = sign_correlation(updates_CD, selected, negligible=0.0)
         return Detection(rho_C >= q * rho_C.max(), rho_C)
+    rho_C = sign_correlation(updates_CD, selected)
+    bloc_C = bloc(rho_C, q, gap, max(2, crowd * len(updates_CD)))
+    if bool(bloc_C.any()):
+        return Detection(bloc_C, rho_C)
     distances_C = distances_to(updates_CD, selected)
     copies_C = near_copies(distances_C, near)
-    if bool(copies_C.any()):
-        return Detection(copies_C, 1 - distances_C / distances_C.max())
-    rho_C = sign_correlation(updates_CD, selected)
-    return Detection(bloc(rho_C, q, gap, max(2, crowd * len(updates_CD))), rho_C)
+    return (
+        Detection(copies_C, 1 - distances_C / distances_C.max()) if bool(copies_C.any()) else Detection(copies_C, rho_C)
+    )
 
 
 def pdrr_survival(

@@ -3,7 +3,8 @@
 Fashion-MNIST, 100 clients x 600 samples, 10 a round, sgd 0.05, one local epoch of 19 steps. From a federation of 25 honest rounds
 on, five of ten clients repeat the same dirty-labelled image in the rounds `ATTACKED`: 20 steps on that image alone.
 Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at most
-until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm.
+until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm. The summary adds
+the rounds of FL-WBC over those of the others, pair by pair.
 
     python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--seeds 3]
     python benchmarks/studies/fl_wbc.py results.jsonl --summary

@@ -21,6 +21,7 @@ from fl_lightning.defenses import (
     Pyod,
     StatisticalCheck,
     Vae,
+    Verdict,
     clip,
     dagmm_scores,
     epsilon,
@@ -71,23 +72,93 @@ def test_conformance(defense, check):
     check(defense)
 
 
-@component
-class Paranoid(Defense):
-    """Throws everybody away, and changes its input."""
+class Sound(Defense):
+    """Keeps everybody; what each broken defense spoils."""
 
+    def apply(self, updates_CD, context, state):
+        return Verdict(torch.ones(len(updates_CD), dtype=torch.bool), context.weights_C, updates_CD)
+
+
+@component
+class Meddling(Sound):
+    name: ClassVar[str] = "meddling"
+
+    def apply(self, updates_CD, context, state):
+        return super().apply(updates_CD.zero_(), context, state)
+
+
+@component
+class Paranoid(Sound):
     name: ClassVar[str] = "paranoid"
 
     def apply(self, updates_CD, context, state):
-        updates_CD.zero_()
-        keep = torch.zeros(len(updates_CD), dtype=torch.bool)
-        return NormBound().apply(updates_CD, context, state)._replace(keep_C=keep)
+        return super().apply(updates_CD, context, state)._replace(keep_C=torch.zeros(len(updates_CD), dtype=torch.bool))
 
 
-def test_a_broken_defense_fails():
-    with pytest.raises(AssertionError, match="input_untouched"):
-        check_defense(Paranoid())
-    with pytest.raises(AssertionError, match="thrown away"):
-        DEFENSE_CHECKS["somebody_stays"](Paranoid())
+@component
+class DividesByZero(Sound):
+    name: ClassVar[str] = "divides_by_zero"
+
+    def apply(self, updates_CD, context, state):
+        spread_C = (updates_CD - updates_CD[0]).norm(dim=1)
+        return super().apply(updates_CD, context, state)._replace(scores_C=spread_C / spread_C.max())
+
+
+@component
+class Loose(Sound):
+    name: ClassVar[str] = "loose"
+
+    def apply(self, updates_CD, context, state):
+        return super().apply(updates_CD.double(), context, state)
+
+
+@component
+class Moody(Sound):
+    name: ClassVar[str] = "moody"
+
+    def apply(self, updates_CD, context, state):
+        return super().apply(updates_CD + 1e-3 * torch.randn(updates_CD.shape), context, state)
+
+
+@component
+class Untaught(Sound):
+    name: ClassVar[str] = "untaught"
+
+    def check(self, aggregator, validation):
+        if not validation:
+            raise ConfigError("something is missing")
+
+
+@component
+class Secretive(Sound):
+    name: ClassVar[str] = "secretive"
+    strength: float = 1.0
+
+    def to_dict(self):
+        return {"name": self.name}
+
+
+BROKEN = {
+    "configuration_round_trips": Secretive(),
+    "shapes_kept": Loose(),
+    "input_untouched": Meddling(),
+    "deterministic": Moody(),
+    "somebody_stays": Paranoid(),
+    "missing_validation_taught": Untaught(),
+}
+
+
+@pytest.mark.parametrize("check", DEFENSE_CHECKS)
+def test_a_broken_defense_fails_its_check(check):
+    with pytest.raises(AssertionError):
+        DEFENSE_CHECKS[check](BROKEN[check])
+    with pytest.raises(AssertionError, match=f"{type(BROKEN[check]).__name__}.* fails the check"):
+        check_defense(BROKEN[check])
+
+
+def test_scores_of_equal_rows_must_be_numbers():
+    with pytest.raises(AssertionError, match="NaN"):
+        DEFENSE_CHECKS["somebody_stays"](DividesByZero())
 
 
 def poisoned():

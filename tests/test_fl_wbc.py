@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -30,20 +32,89 @@ def test_registered():
         FLWBC(std=-1)
 
 
-class Forgetful(Callback):
-    """Keeps counting over fits and draws from the global generator."""
+class Moves(Callback):
+    """Moves the first parameter after every batch; what each broken callback spoils."""
+
+    def step(self):
+        return 0.1
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        with torch.no_grad():
+            next(pl_module.parameters()).add_(self.step())
+
+
+class Explodes(Moves):
+    def step(self):
+        return float("nan")
+
+
+class Forgetful(Moves):
+    """Keeps counting over fits."""
 
     steps = 0
 
-    def on_train_batch_end(self, trainer, pl_module, *args):
+    def step(self):
         self.steps += 1
-        with torch.no_grad():
-            next(pl_module.parameters()).add_(self.steps * torch.rand(1))
+        return self.steps
 
 
-def test_a_broken_callback_fails():
-    with pytest.raises(AssertionError, match="Forgetful fails the check"):
-        check_callback(Forgetful)
+class Global(Moves):
+    """Draws from the global generator."""
+
+    def step(self):
+        return torch.rand(1)
+
+
+class Loner(Moves):
+    """All instances have the same key for their state."""
+
+    state_key = "loner"
+
+    def state_dict(self):
+        return {"moved": True}
+
+
+class Bound(Moves):
+    """Holds what no other process can have."""
+
+    def __init__(self):
+        self.size = lambda: 0.1
+
+
+class Drops(Moves):
+    """Loads nothing of what it has saved."""
+
+    def __init__(self):
+        self.past = []
+
+    def step(self):
+        self.past.append(0.1)
+        return 0.1
+
+    def state_dict(self):
+        return {"past": list(self.past)}
+
+
+BROKEN = {
+    "works_in_any_trainer": Explodes,
+    "repeatable": Forgetful,
+    "global_random_state_untouched": Global,
+    "two_can_be_attached": Loner,
+    "pickles": Bound,
+    "state_round_trips": Drops,
+}
+
+
+def test_a_sound_callback_passes():
+    check_callback(Moves)
+
+
+@pytest.mark.parametrize("check", CALLBACK_CHECKS)
+def test_a_broken_callback_fails_its_check(check):
+    with pytest.raises((AssertionError, AttributeError, pickle.PicklingError, RuntimeError)):
+        CALLBACK_CHECKS[check](BROKEN[check])
+    with pytest.raises(AssertionError, match=f"{BROKEN[check].__name__} fails the check"):
+        check_callback(BROKEN[check])
 
 
 class Quadratic(LightningModule):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_lightning.aggregators import Krum, Mean, Median, TrimmedMean, krum_scores
-from fl_lightning.defenses import Pdrr, bloc
+from fl_lightning.defenses import Pdrr, bloc, pdrr_krum
 from fl_lightning.defenses._pdrr_evidence import (
     distances_to,
     near_copies,
@@ -149,6 +149,33 @@ def test_a_weakened_honest_model_is_a_bloc():
     assert not flagged[20:].any()
 
 
+def test_clients_of_the_same_class_are_no_bloc():
+    # five clients that hold one class and no other move as one, the others elsewhere
+    random = generator(0, "classes")
+    classes = 1e-3 * torch.randn(10, 20_000, generator=random)
+    rows = classes.repeat_interleave(5, 0) + 5e-5 * torch.randn(50, 20_000, generator=random)
+    rows[:5] *= 0.3  # nearest to everybody: Krum's choice
+    rule = RULES[0]
+    assert rule(rows).kept[:5].any()
+    assert not Pdrr().detect(rows, rule).flagged.any()
+    small = Pdrr(crowd=0.05).detect(rows, rule)
+    assert small.flagged.tolist() == [True] * 5 + [False] * 45
+    assert small.scores[:5].min() > 0.9
+    # as many that send copies are found whatever their number
+    rows[:5] = rows[0]
+    assert Pdrr().detect(rows, rule).flagged.tolist() == [True] * 5 + [False] * 45
+
+
+def test_honest_rows_that_hardly_move_are_no_copies():
+    # as short as the crafted rows, and so nearer to them than 2 % of what lies beyond
+    rows = honest(0)
+    rows[20:23] *= 1e-3
+    noise = torch.randn(20, rows.shape[1], generator=generator(0, "copies"))
+    rows[:20] = -5e-4 * rows[30:].mean(0) * (1 + 1e-3 * noise)
+    assert near_copies(distances_to(rows, 0), 0.02).tolist() == [True] * 23 + [False] * 27
+    assert pdrr_krum(rows, 0).flagged.tolist() == [True] * 20 + [False] * 30
+
+
 def test_noise_in_unmoved_coordinates_does_not_hide_copies():
     rows = fang(honest(0), RULES[0], noise=1e-9)
     assert Pdrr(q=0.95).detect(rows, RULES[0]).flagged[:20].all()
@@ -210,7 +237,9 @@ def test_distances_to_a_row():
 def test_bloc_needs_company_and_a_majority_of_others():
     assert not bloc(torch.tensor([1.0, 0.1, 0.0, 0.0]), 0.9, 0.2).any()
     assert not bloc(torch.tensor([1.0, 1.0, 1.0, 0.0]), 0.9, 0.2).any()
-    assert bloc(torch.tensor([1.0, 1.0, 0.0, 0.0]), 0.9, 0.2).tolist() == [True, True, False, False]
+    two = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert bloc(two, 0.9, 0.2).tolist() == [True, True, False, False]
+    assert not bloc(two, 0.9, 0.2, least=2.1).any()
 
 
 def test_other_rules_are_refused():

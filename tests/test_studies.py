@@ -47,6 +47,29 @@ def test_summary_of_fl_wbc(tmp_path):
     assert "| 2 | 1 1 1 1 1 1 | 1 [1, 1] | 0.50 [0.5, 0.5] | 75.0 | -5.0 [-5, -5] | 0.500 |" in defended
 
 
+def test_paired_ratios_of_fl_wbc(tmp_path):
+    fl_wbc = study("fl_wbc")
+    rounds = fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START
+
+    def row(arm, image, stays, accuracy):
+        seen = [0.9 if (round - 25) % 4 < stays and round < 57 else 0.1 for round in range(25, 25 + rounds)]
+        return {"model": "mlp", "partition": "iid", "arm": arm, "image": image, "seed": 0} | {
+            "confidence": seen,
+            "accuracy": accuracy,
+            "density": None,
+        }
+
+    rows = [row("none", image, 4, 0.8) for image in range(3)]
+    rows += [row("fl_wbc 0.4", image, stays, 0.75) for image, stays in enumerate((1, 3, 2))]
+    rows += [row("median", 1, 3, 0.7)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    _, _, third, last, median, _ = fl_wbc.ratios(path).splitlines()
+    assert third == "| fl_wbc 0.4 (mlp, iid) | none | 3 | 3 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] | -5.0 [-5, -5] |"
+    assert last == third.replace("| 3 | 3 |", "| 3 | 8 |")
+    assert median == "| fl_wbc 0.4 (mlp, iid) | median | 1 | 3 | 1.00 [1, 1] | 1.00 [1, 1] | +5.0 [5, 5] |"
+
+
 @pytest.mark.parametrize("retreat", [0.0, 0.3])
 def test_summary_of_pdrr(tmp_path, retreat):
     case = {"rule": "krum", "p": 0.0, "attack": "full", "seed": 1, "attack/retreat": retreat}

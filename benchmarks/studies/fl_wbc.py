@@ -3,7 +3,8 @@
 Fashion-MNIST, 100 clients x 600 samples, 10 a round, sgd 0.05, one local epoch of 19 steps. From a federation of 25 honest rounds
 on, five of ten clients repeat the same dirty-labelled image in the rounds `ATTACKED`: 20 steps on that image alone.
 Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at most
-until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm.
+until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm. The summary adds
+the rounds of FL-WBC over those of the others, pair by pair.
 
     python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--seeds 3]
     python benchmarks/studies/fl_wbc.py results.jsonl --summary
@@ -24,7 +25,7 @@ from fl_lightning.attacks import Attack, Poisoned, TargetSamples, View
 from fl_lightning.config import load
 from fl_lightning.defenses import State
 from fl_lightning.federation import Federation
-from fl_lightning.models import Mlp, Model
+from fl_lightning.models import Mlp, Model, WbcFmnistCnn
 from fl_lightning.models._layers import cnn
 from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
@@ -49,6 +50,12 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "ldp 0.1": {"privacy": {"name": "ldp", "std": 0.1}},
     },
 }
+
+RIVALS = {
+    "fl_wbc 0.4": ("none", "median", "trimmed_mean 2", *(arm for arm in ARMS["trade-off"] if "dp" in arm)),
+    "fl_wbc 0.4 + median": ("none", "median"),
+}
+"""Whose mitigation rounds an arm's are divided by."""
 
 
 @component
@@ -94,7 +101,7 @@ class Repeated(Attack):
         return Poisoned(update_D.expand(view.n_malicious, -1))
 
 
-MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn()}
+MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn(), "wbc_fmnist_cnn": WbcFmnistCnn()}
 
 
 def prepared(model: str, seed: int, partition: str) -> Federation:
@@ -197,6 +204,50 @@ def summary(path: Path) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def ratios(path: Path) -> str:
+    """A Markdown table: mitigation rounds of FL-WBC over those of other arms, for the (image, seed) that both have.
+
+    From an attack on: the rounds after it and all later ones together, each watched until the next attack at most. The median
+    of the paired ratios, and the ratio of the medians, with 95 % bootstrap intervals. A pair in which nothing lasts counts as
+    one round.
+    """
+    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+    random = generator(0, "bootstrap")
+    heads = ["arm", "over", "pairs", "from attack", "median of ratios", "ratio of medians", "accuracy difference"]
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for model, partition, arm in runs:
+        for rival in RIVALS.get(arm, ()):
+            own, other = runs[model, partition, arm], runs.get((model, partition, rival), {})
+            pairs = sorted(own.keys() & other.keys())
+            if not pairs:
+                continue
+            draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
+            loss_P = torch.tensor([100 * (own[pair]["accuracy"] - other[pair]["accuracy"]) for pair in pairs])
+            for first in (LATER[0], LATER[-1]):
+                own_P, other_P = (
+                    torch.tensor(
+                        [sum(mitigation(of[p]["confidence"], k) for k in range(first, len(ATTACKED))) for p in pairs]
+                    )
+                    .double()
+                    .clamp(min=1)
+                    for of in (own, other)
+                )
+                paired_P, whole_N = own_P / other_P, middle(own_P, draws_NP) / middle(other_P, draws_NP)
+                cells = (
+                    f"{arm} ({model}, {partition})",
+                    rival,
+                    str(len(pairs)),
+                    str(first + 1),
+                    f"{paired_P.quantile(0.5):.2f} {interval(middle(paired_P, draws_NP))}",
+                    f"{own_P.quantile(0.5) / other_P.quantile(0.5):.2f} {interval(whole_N)}",
+                    f"{loss_P.mean():+.1f} {interval(loss_P[draws_NP].mean(1))}",
+                )
+                lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
 def middle(values_P: torch.Tensor, draws_NP: torch.Tensor) -> torch.Tensor:
     """`[N]` the median of every bootstrap sample."""
     return values_P.double()[draws_NP].quantile(0.5, dim=1)
@@ -221,7 +272,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the results as a table, and run nothing")
     args = parser.parse_args()
     if args.summary:
-        print(summary(args.results))
+        print(summary(args.results), ratios(args.results), sep="\n\n")
         return
     torch.set_num_threads(1)
     rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()

@@ -31,17 +31,18 @@ class Detection(NamedTuple):
     scores: Tensor
 
 
-def bloc(scores_C: Tensor, q: float, gap: float) -> Tensor:
+def bloc(scores_C: Tensor, q: float, gap: float, least: float = 2) -> Tensor:
     """The rows that score high together, far above all others.
 
     A row is a candidate when it reaches the printed threshold, q times the largest score. As somebody always does, the
-    candidates are flagged only if there are at least two, at most half of the rows, and the lowest of them lies `gap` above
+    candidates are flagged only if there are at least `least`, at most half of the rows, and the lowest of them lies `gap` above
     every other row: attackers who act as one leave a gap, honest clients without an attack spread continuously.
 
     Args:
         scores_C: `[C]` at most 1.
         q: in (0, 1].
         gap: in (0, 1).
+        least: how many rows act as one, at least 2.
 
     Example:
         >>> bloc(torch.tensor([0.9, 0.2, 0.88, 0.3, 0.1]), 0.95, 0.2)
@@ -51,22 +52,31 @@ def bloc(scores_C: Tensor, q: float, gap: float) -> Tensor:
     """
     candidates_C = (scores_C >= q * scores_C.max()) & (scores_C > 0)
     count = int(candidates_C.sum())
-    if not 2 <= count <= len(scores_C) // 2:
+    if not least <= count <= len(scores_C) // 2:
         return torch.zeros_like(candidates_C)
     apart = float(scores_C[candidates_C].min() - scores_C[~candidates_C].max())
     return candidates_C if apart >= gap else torch.zeros_like(candidates_C)
 
 
 def pdrr_krum(
-    updates_CD: Tensor, selected: int, *, q: float = 0.85, gap: float = 0.1, near: float = 0.02, faithful: bool = False
+    updates_CD: Tensor,
+    selected: int,
+    *,
+    q: float = 0.85,
+    gap: float = 0.1,
+    near: float = 0.02,
+    crowd: float = 0.2,
+    faithful: bool = False,
 ) -> Detection:
-    """Rows that copy Krum's winner, or whose directions of change agree with its own.
+    """Rows whose directions of change agree with that of Krum's winner, or that copy it.
 
-    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's near-copies if there are any (see
-    `near_copies`; the score is then 1 - distance / largest distance), else its bloc, if there is one. Honest rows correlate up
+    Printed: rho_i >= q max rho, which always flags the winner itself. Default: the winner's bloc if there is one, else its
+    near-copies (see `near_copies`; the score is then 1 - distance / largest distance). The bloc goes first because next to a
+    crafted model of little length lie honest rows of little length too, that only signs tell apart. Honest rows correlate up
     to about 0.7 with the winner, crafted copies of the attack at least 0.94 with each other. Attackers who cannot oppose iid
     clients send a weakened honest model: honest rows correlate with it, and once it is as small as the noise on the copies,
-    the copies do not, so that distance alone tells.
+    the copies do not, so that distance alone tells. Clients who hold the same class and no other agree as attackers do, in
+    signs (up to 0.97) though not in distance: a bloc smaller than a `crowd` is taken for such clients.
 
     Args:
         updates_CD: `[C, D]` finite.
@@ -74,17 +84,21 @@ def pdrr_krum(
         q: threshold on the correlation of signs.
         gap: how far the bloc must be from all other rows.
         near: rows closer to the winner than this share of the distance to any row beyond are its copies.
+        crowd: share of the rows that a bloc holds at least; copies may be fewer.
         faithful: the printed rule.
     """
     if faithful:
         rho_C = sign_correlation(updates_CD, selected, negligible=0.0)
         return Detection(rho_C >= q * rho_C.max(), rho_C)
+    rho_C = sign_correlation(updates_CD, selected)
+    bloc_C = bloc(rho_C, q, gap, max(2, crowd * len(updates_CD)))
+    if bool(bloc_C.any()):
+        return Detection(bloc_C, rho_C)
     distances_C = distances_to(updates_CD, selected)
     copies_C = near_copies(distances_C, near)
-    if bool(copies_C.any()):
-        return Detection(copies_C, 1 - distances_C / distances_C.max())
-    rho_C = sign_correlation(updates_CD, selected)
-    return Detection(bloc(rho_C, q, gap), rho_C)
+    return (
+        Detection(copies_C, 1 - distances_C / distances_C.max()) if bool(copies_C.any()) else Detection(copies_C, rho_C)
+    )
 
 
 def pdrr_survival(
@@ -135,6 +149,8 @@ class Pdrr(Defense):
         gap: how far the flagged rows must be from all others, not used when `faithful`; None: 0.1 for Krum, 0.2 for the others.
         near: with Krum, rows closer to its winner than this share of the distance to any row beyond are copies of it, not used
             when `faithful`; 0: exact copies only.
+        crowd: with Krum, share of the rows that a bloc holds at least, not used when `faithful`. Where clients hold one class
+            each, those with the same class are one; attackers below this share are found as copies only.
         depth: largest share of attackers that can be told apart under trimmed mean and median; not used when `faithful`.
         coordinates: how many coordinates, drawn afresh each round, the statistics look at where there are more; a share is
             known to 0.5 / sqrt(coordinates) then. None: all; `faithful` looks at all.
@@ -146,6 +162,7 @@ class Pdrr(Defense):
     q: float | None = Field(default=None, gt=0, le=1)
     gap: float | None = Field(default=None, gt=0, lt=1)
     near: float = Field(default=0.02, ge=0, lt=1)
+    crowd: float = Field(default=0.2, ge=0, lt=0.5)
     depth: float = Field(default=0.4, gt=0, lt=0.5)
     coordinates: int | None = Field(default=50_000, ge=1)
     faithful: bool = False
@@ -171,7 +188,7 @@ class Pdrr(Defense):
         gap = self.gap or (0.1 if krum else 0.2)
         if krum:
             selected = int(aggregator(updates_CD).kept.int().argmax())
-            settings = {"q": q, "gap": gap, "near": self.near}
+            settings = {"q": q, "gap": gap, "near": self.near, "crowd": self.crowd}
             return pdrr_krum(self._some(updates_CD, generator), selected, **settings, faithful=self.faithful)
         cut = aggregator.tolerated(n_rows) if isinstance(aggregator, TrimmedMean) else 0
         if not self.faithful:

@@ -354,6 +354,14 @@ def test_integer_ties_go_to_the_lowest_index(seed, n_byzantine, squared, extra):
     assert kept == sorted(rank)
 
 
+def test_shares_are_as_precise_as_the_updates():
+    updates_CD, weights_C = normal(7, 100).double(), torch.arange(1, 8)
+    assert_close(mean(updates_CD), updates_CD.mean(0), rtol=1e-14, atol=1e-15)
+    weighted_D = (updates_CD * weights_C[:, None] / 28).sum(0)
+    assert_close(mean(updates_CD, weights_C), weighted_D, rtol=1e-14, atol=1e-15)
+    assert_close(multi_krum(updates_CD, 0, weights_C=weights_C), weighted_D, rtol=1e-14, atol=1e-15)
+
+
 def test_copies_of_a_row_tie_exactly():
     updates_CD = normal(30, 4999)
     updates_CD[[7, 11, 23, 29]] = updates_CD[20].clone()

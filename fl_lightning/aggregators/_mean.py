@@ -30,14 +30,18 @@ def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
         >>> mean(torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.tensor([2, 1]))
         tensor([2., 1.])
     """
-    weights_C = torch.ones(len(updates_CD)) if weights_C is None else weights_C
-    weights_C = weights_C.to(updates_CD.device, torch.promote_types(weights_C.dtype, torch.float32))
     dtype = torch.promote_types(updates_CD.dtype, torch.float32)
-    shares_C = (weights_C / weights_C.sum()).to(dtype)
+    shares_C = shares(torch.ones(len(updates_CD)) if weights_C is None else weights_C).to(updates_CD.device, dtype)
     if updates_CD.dtype == dtype:
         return shares_C @ updates_CD
     blocks = torch.split(updates_CD, HALF_COLUMNS, dim=1)
     return torch.cat([(shares_C @ block.to(dtype)).to(updates_CD.dtype) for block in blocks])
+
+
+def shares(weights_C: Tensor) -> Tensor:
+    """`[C]` float64 on the CPU: weights divided by their sum; equal shares where all are zero."""
+    weights_C = weights_C.cpu().double()
+    return weights_C / weights_C.sum() if bool(weights_C.any()) else torch.full_like(weights_C, 1 / len(weights_C))
 
 
 @component

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, verdict
+from fl_lightning.aggregators._mean import shares
 from fl_lightning.registry import component
 
 
@@ -59,10 +60,9 @@ def multi_krum(
 
 def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tensor:
     """Mean of some rows, reading only these; equal weights if theirs are not given or all zero."""
-    weights = torch.ones(len(rows)) if weights_C is None else weights_C[rows.to(weights_C.device)].float()
-    shares = weights / weights.sum() if bool(weights.any()) else torch.full_like(weights, 1 / len(rows))
+    weights = torch.ones(len(rows)) if weights_C is None else weights_C[rows.to(weights_C.device)]
     total = torch.zeros_like(updates_CD[0], dtype=torch.promote_types(updates_CD.dtype, torch.float32))
-    for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
+    for row, share in zip(rows.tolist(), shares(weights).tolist(), strict=True):
         total.add_(updates_CD[row], alpha=share)
     return total.to(updates_CD.dtype)
 

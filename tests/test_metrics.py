@@ -94,6 +94,9 @@ def test_distributions_are_as_far_apart_as_the_oracle_says():
     expected = [ks_2samp(row.numpy(), rows[:4].flatten().numpy()).statistic for row in rows[4:]]
     assert distribution(rows, bad) == pytest.approx(sum(expected) / 2, abs=1e-6)
     assert expected[0] < 0.1 < expected[1]
+    ties = (2 * rows).round()
+    expected_ties = [ks_2samp(row.numpy(), ties[:4].flatten().numpy()).statistic for row in ties[4:]]
+    assert distribution(ties, bad) == pytest.approx(sum(expected_ties) / 2, abs=1e-6)
     wide = rows.repeat_interleave(10, dim=1)  # more coordinates than are looked at
     assert distribution(wide, bad) == pytest.approx(sum(expected) / 2, abs=0.02)
 

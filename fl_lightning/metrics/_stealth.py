@@ -67,13 +67,12 @@ def distribution(updates_CD: Tensor, malicious_C: Tensor) -> float:
     """
     values_CS = updates_CD[:, :: max(1, updates_CD.shape[1] // COORDINATES)]
     usual = values_CS[~malicious_C].flatten().sort().values
-    apart = []
-    for row_S in values_CS[malicious_C].contiguous():
-        own_S = row_S.sort().values
-        at = torch.cat([own_S, usual])
-        own, all_ = (torch.searchsorted(one, at, right=True) / len(one) for one in (own_S, usual))
-        apart.append(float((own - all_).abs().max()))
-    return sum(apart) / len(apart)
+    own_MS = values_CS[malicious_C].sort(dim=1).values
+    steps_S = torch.arange(own_MS.shape[1] + 1, device=own_MS.device) / own_MS.shape[1]
+    reached_MS, before_MS = (torch.searchsorted(usual, own_MS, right=right) / len(usual) for right in (True, False))
+    # between two of its values an update's own share stands still: the largest gap opens at one of them
+    apart_MS = torch.maximum(steps_S[1:] - reached_MS, before_MS - steps_S[:-1])
+    return float(apart_MS.amax(dim=1).mean())
 
 
 def accuracy_gap(

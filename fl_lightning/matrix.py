@@ -219,7 +219,7 @@ def run_matrix(
     experiments = matrix.experiments(fast)
     found: dict[str, dict[str, Any]] = {}
     if matrix.tune is not None:
-        found = _tuned(matrix, experiments, fast)
+        found = _tuned(matrix, experiments, fast, progress)
         experiments = {name: one.override(found.get(name, {})) for name, one in experiments.items()}
     outcome = MatrixOutcome(matrix, run_campaign(experiments, f"matrix: {title}", matrix.jobs, progress))
     store, run_id = tracking.client(), outcome.campaign.run_id
@@ -237,7 +237,12 @@ def run_matrix(
     return outcome
 
 
-def _tuned(matrix: Matrix, experiments: Mapping[str, Experiment], fast: bool) -> dict[str, dict[str, Any]]:
+def _tuned(
+    matrix: Matrix,
+    experiments: Mapping[str, Experiment],
+    fast: bool,
+    progress: Callable[[int, int, Cell | None], None],
+) -> dict[str, dict[str, Any]]:
     """The strongest settings of each attack against each server; a search that is finished is not run again.
 
     The searches share one seed that no cell runs with, so that the table shows what they found on unseen ones.
@@ -250,7 +255,9 @@ def _tuned(matrix: Matrix, experiments: Mapping[str, Experiment], fast: bool) ->
                 own = experiment.override({"seed": max(matrix.seeds) + 1, "seeds": [], "sweep": settings})
             studies[name] = own.faster() if fast else own
     found = {}
-    for name, experiment in studies.items():
+    progress(0, len(studies), None)
+    for number, (name, experiment) in enumerate(studies.items(), 1):
         with errors_under(name):
             found[name] = strongest(experiment, name)
+        progress(number, len(studies), Cell(f"search: {name}", experiment.seed))
     return found

@@ -113,19 +113,21 @@ class SearchProgress:
 
 
 class CampaignProgress:
-    """Shows how many runs of a campaign are done, and the remaining time."""
+    """Shows how many runs or searches of a campaign are done, and the remaining time."""
 
     def __init__(self, title: str):
         self.title = title
         self.console = Console(file=sys.stderr)
-        self.begin = time.monotonic()
-        self.last_line = self.begin
+        self.begin = self.last_line = 0.0
 
     def __call__(self, done: int, total: int, last: Any) -> None:
-        """One line every few seconds; all runs take about as long."""
+        """One line every few seconds; all take about as long. Without a last one, the clock starts."""
         now = time.monotonic()
-        if last is None or (done < total and now - self.last_line < QUIET_SECONDS):
+        if last is None:
+            self.begin = self.last_line = now
+            return
+        if done < total and now - self.last_line < QUIET_SECONDS:
             return
         self.last_line = now
         left = (now - self.begin) / done * (total - done)
-        self.console.print(f"{self.title}: {done}/{total} runs, {last.name}  {left:.0f} s left", soft_wrap=True)
+        self.console.print(f"{self.title}: {done}/{total} done, {last.name}  {left:.0f} s left", soft_wrap=True)

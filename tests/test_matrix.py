@@ -127,7 +127,9 @@ def test_a_cell_that_cannot_run_is_named_before_any_starts(changes, message):
 def test_tuned_attacks_are_at_least_searched_and_not_searched_again(tiny, monkeypatch: pytest.MonkeyPatch):
     attacks = {"noise": {"name": "gaussian", "std": 1e-3}}
     matrix = Matrix(**SMALL | {"attacks": attacks, "seeds": [0], "tune": {"trials": 4, "sampler": "random"}})
-    outcome = run_matrix(matrix, "tuned")
+    told: list[tuple[int, int, str | None]] = []
+    outcome = run_matrix(matrix, "tuned", progress=lambda *now: told.append((*now[:2], now[2] and now[2].name)))
+    assert told[:4] == [(0, 2, None), (1, 2, "search: noise | mean"), (2, 2, "search: noise | median"), (0, 4, None)]
     store = tracking.client()
     found = yaml.safe_load(Path(store.download_artifacts(outcome.campaign.run_id, "tuned.yaml")).read_text())
     assert set(found) == {"noise | mean", "noise | median"}

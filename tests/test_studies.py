@@ -16,16 +16,17 @@ def study(name: str):
 
 def test_mitigation_ends_with_the_next_attack():
     fl_wbc = study("fl_wbc")
-    confidence = [0.9] * (fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START)
-    last = len(fl_wbc.ATTACKED) - 1
-    assert [fl_wbc.mitigation(confidence, attack) for attack in (0, last)] == [4, fl_wbc.TAIL + 1]
+    plan = fl_wbc.Plan(attacks=8, tail=30)
+    confidence = [0.9] * (plan.rounds - fl_wbc.START)
+    assert [plan.mitigation(confidence, attack) for attack in (0, 7)] == [4, 31]
     confidence[0] = confidence[4 + 2] = confidence[-1] = 0.4
-    assert [fl_wbc.mitigation(confidence, attack) for attack in (0, 1, 2, last)] == [0, 2, 4, fl_wbc.TAIL]
+    assert [plan.mitigation(confidence, attack) for attack in (0, 1, 2, 7)] == [0, 2, 4, 30]
+    assert fl_wbc.Plan(3, 15).attacked == (25, 29, 33)
 
 
 def test_summary_of_fl_wbc(tmp_path):
     fl_wbc = study("fl_wbc")
-    rounds = fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START
+    rounds = fl_wbc.Plan(8, 30).rounds - fl_wbc.START
     rows = [
         {
             "model": "mlp",
@@ -35,6 +36,8 @@ def test_summary_of_fl_wbc(tmp_path):
             "seed": 0,
             "density": density,
             "accuracy": accuracy,
+            "attacks": 8,
+            "tail": 30,
         }
         | {"confidence": [0.9 if (round - fl_wbc.START) % 4 < stays else 0.1 for round in range(25, 25 + rounds)]}
         for arm, stays, density, accuracy in (("none", 2, None, 0.8), ("fl_wbc", 1, 0.5, 0.75))
@@ -49,7 +52,7 @@ def test_summary_of_fl_wbc(tmp_path):
 
 def test_paired_ratios_of_fl_wbc(tmp_path):
     fl_wbc = study("fl_wbc")
-    rounds = fl_wbc.ATTACKED[-1] + fl_wbc.TAIL + 1 - fl_wbc.START
+    rounds = fl_wbc.Plan(8, 30).rounds - fl_wbc.START
 
     def row(arm, image, stays, accuracy):
         seen = [0.9 if (round - 25) % 4 < stays and round < 57 else 0.1 for round in range(25, 25 + rounds)]
@@ -57,6 +60,8 @@ def test_paired_ratios_of_fl_wbc(tmp_path):
             "confidence": seen,
             "accuracy": accuracy,
             "density": None,
+            "attacks": 8,
+            "tail": 30,
         }
 
     rows = [row("none", image, 4, 0.8) for image in range(3)]
@@ -65,9 +70,12 @@ def test_paired_ratios_of_fl_wbc(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     _, _, third, last, median, _ = fl_wbc.ratios(path).splitlines()
-    assert third == "| fl_wbc 0.4 (mlp, iid) | none | 3 | 3 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] | -5.0 [-5, -5] |"
+    assert (
+        third
+        == "| fl_wbc 0.4 (mlp, iid, 8 attacks) | none | 3 | 3 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] | -5.0 [-5, -5] |"
+    )
     assert last == third.replace("| 3 | 3 |", "| 3 | 8 |")
-    assert median == "| fl_wbc 0.4 (mlp, iid) | median | 1 | 3 | 1.00 [1, 1] | 1.00 [1, 1] | +5.0 [5, 5] |"
+    assert median == "| fl_wbc 0.4 (mlp, iid, 8 attacks) | median | 1 | 3 | 1.00 [1, 1] | 1.00 [1, 1] | +5.0 [5, 5] |"
 
 
 @pytest.mark.parametrize("retreat", [0.0, 0.3])

@@ -1,12 +1,12 @@
 """How long a repeated attack survives under FL-WBC, robust rules and differential privacy.
 
 Fashion-MNIST, 100 clients x 600 samples, 10 a round, sgd 0.05, one local epoch of 19 steps. From a federation of 25 honest rounds
-on, five of ten clients repeat the same dirty-labelled image in the rounds `ATTACKED`: 20 steps on that image alone.
-Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at most
-until the next attack, or until `TAIL` rounds after the last one. One line of JSON for each image, seed and arm. The summary adds
-the rounds of FL-WBC over those of the others, pair by pair.
+on, five of ten clients repeat the same dirty-labelled image in every fourth round, 8 times or as asked: 20 steps on that image
+alone. Mitigation rounds of an attack: how many rounds after it the confidence in the wished label first lies below one half, at
+most until the next attack, or until the end. One line of JSON for each image, seed and arm. The summary adds the rounds of
+FL-WBC over those of the others, pair by pair.
 
-    python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--seeds 3]
+    python benchmarks/studies/fl_wbc.py results.jsonl [--model mlp] [--arms main] [--images 5] [--attacks 8]
     python benchmarks/studies/fl_wbc.py results.jsonl --summary
 """
 
@@ -16,7 +16,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -31,8 +31,8 @@ from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-START, ATTACKED, TAIL, LR = 25, tuple(range(25, 54, 4)), 30, 0.05
-LATER = range(2, len(ATTACKED))
+START, EVERY, LR = 25, 4, 0.05
+THIRD = 2
 WBC = {"name": "fl_wbc", "std": 0.4}
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "main": {"none": {}, "fl_wbc 0.4": {"wbc": WBC}},
@@ -58,6 +58,29 @@ RIVALS = {
 """Whose mitigation rounds an arm's are divided by."""
 
 
+class Plan(NamedTuple):
+    """How often the image is repeated, and how long the last time is watched."""
+
+    attacks: int
+    tail: int
+
+    @property
+    def attacked(self) -> tuple[int, ...]:
+        """The adversarial rounds."""
+        return tuple(range(START, START + EVERY * self.attacks, EVERY))
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole federation."""
+        return self.attacked[-1] + self.tail + 1
+
+    def mitigation(self, confidence: list[float], attack: int) -> int:
+        """Rounds after an attack, from 0, until the confidence lies below one half; all that were seen if it never does."""
+        begin, *following = (round - START for round in (*self.attacked[attack:], self.rounds))
+        below = [value < 0.5 for value in confidence[begin : following[0]]]
+        return below.index(True) if True in below else len(below)
+
+
 @component
 class SmallCnn(Model):
     """FL-WBC's CNN with half as many channels: 11,274 parameters."""
@@ -78,7 +101,7 @@ class Campaign(KOfN):
     """
 
     name: ClassVar[str] = "campaign"
-    attacked: tuple[int, ...] = ATTACKED
+    attacked: tuple[int, ...] = ()
 
     def sample(self, round: int, n_clients: int, seed: int) -> Cohort:
         """As `k_of_n`, forced."""
@@ -104,12 +127,12 @@ class Repeated(Attack):
 MODELS: dict[str, Model] = {"mlp": Mlp(), "small_cnn": SmallCnn(), "wbc_fmnist_cnn": WbcFmnistCnn()}
 
 
-def prepared(model: str, seed: int, partition: str) -> Federation:
+def prepared(model: str, seed: int, partition: str, plan: Plan) -> Federation:
     """A federation after its honest start."""
     experiment = load(
         {
             "seed": seed,
-            "rounds": ATTACKED[-1] + TAIL + 1,
+            "rounds": plan.rounds,
             "data": {"name": "fashion_mnist", "test_samples": 2000},
             "partition": {"clients": 100, "samples_per_client": 600, "name": partition},
             "client": {"optimizer": {"name": "sgd", "lr": LR}},
@@ -123,7 +146,7 @@ def prepared(model: str, seed: int, partition: str) -> Federation:
     return federation
 
 
-def campaign(start: Federation, image: int, arm: dict[str, Any]) -> dict[str, Any]:
+def campaign(start: Federation, image: int, arm: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Confidence and accuracy round by round after the start."""
     base = start.experiment
     slots: dict[str, Any] = {"model": "mlp", "aggregator": arm.get("aggregator", "mean"), "rounds": base.rounds}
@@ -135,7 +158,11 @@ def campaign(start: Federation, image: int, arm: dict[str, Any]) -> dict[str, An
     attack = Repeated(objective=objective)
     federation = copy(start)
     federation.experiment = load(base.to_dict() | slots).model_copy(
-        update={"model": base.model, "participation": Campaign(k=10, malicious=5), "attack": attack}
+        update={
+            "model": base.model,
+            "participation": Campaign(k=10, malicious=5, attacked=plan.attacked),
+            "attack": attack,
+        }
     )
     federation.goal = objective.goal(start.data, generator(base.seed, "objective", image))
     federation.state = federation._initial_state()
@@ -152,24 +179,26 @@ def campaign(start: Federation, image: int, arm: dict[str, Any]) -> dict[str, An
     }
 
 
-def mitigation(confidence: list[float], attack: int) -> int:
-    """Rounds after the given attack, from 0, until the confidence lies below one half; all that were seen if it never does."""
-    begin, *following = (round - START for round in (*ATTACKED[attack:], ATTACKED[-1] + TAIL + 1))
-    below = [value < 0.5 for value in confidence[begin : following[0]]]
-    return below.index(True) if True in below else len(below)
+Runs = dict[tuple[int, int], dict[str, Any]]
+
+
+def arms_of(path: Path) -> dict[tuple[str, str, Plan, str], Runs]:
+    """(model, partition, plan, arm) -> (image, seed) -> what was seen."""
+    arms: dict[tuple[str, str, Plan, str], Runs] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        plan = Plan(row["attacks"], row["tail"])
+        arms.setdefault((row["model"], row["partition"], plan, row["arm"]), {})[row["image"], row["seed"]] = row
+    return arms
 
 
 def summary(path: Path) -> str:
     """A Markdown table: medians over the (image, seed) that an arm shares with no defence, with 95 % bootstrap intervals."""
-    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
-    for row in map(json.loads, path.read_text().splitlines()):
-        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+    runs = arms_of(path)
     random = generator(0, "bootstrap")
-    numbers = f"{LATER[0] + 1}-{LATER[-1] + 1}"
     heads = [
         "arm",
         "pairs",
-        f"rounds after attacks {numbers}",
+        "rounds after the third attack and later ones",
         "after the last",
         "of none's",
         "accuracy",
@@ -177,21 +206,21 @@ def summary(path: Path) -> str:
         "mask",
     ]
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
-    for (model, partition, arm), own in runs.items():
-        none = runs[model, partition, "none"]
+    for (model, partition, plan, arm), own in runs.items():
+        none, later = runs[model, partition, plan, "none"], range(THIRD, plan.attacks)
         pairs = sorted(own.keys() & none.keys())
         draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
 
-        def rounds(of: dict[tuple[int, int], dict[str, Any]], pairs: list[tuple[int, int]] = pairs) -> torch.Tensor:
-            return torch.tensor([[mitigation(of[pair]["confidence"], k) for k in LATER] for pair in pairs]).double()
-
-        rounds_PK = rounds(own)
-        last_P, usual_P = rounds_PK[:, -1], rounds(none)[:, -1]
+        rounds_PK, usual_PK = (
+            torch.tensor([[plan.mitigation(of[pair]["confidence"], k) for k in later] for pair in pairs]).double()
+            for of in (own, none)
+        )
+        last_P, usual_P = rounds_PK[:, -1], usual_PK[:, -1]
         ratio_N = middle(last_P, draws_NP) / middle(usual_P, draws_NP).clamp(min=1)
         loss_P = torch.tensor([100 * (own[pair]["accuracy"] - none[pair]["accuracy"]) for pair in pairs])
         densities = [own[pair]["density"] or 0 for pair in pairs]
         cells = (
-            f"{arm} ({model}, {partition})",
+            f"{arm} ({model}, {partition}, {plan.attacks} attacks)",
             str(len(pairs)),
             " ".join(f"{value:g}" for value in rounds_PK.quantile(0.5, dim=0).tolist()),
             f"{last_P.quantile(0.5):g} {interval(middle(last_P, draws_NP))}",
@@ -211,24 +240,25 @@ def ratios(path: Path) -> str:
     of the paired ratios, and the ratio of the medians, with 95 % bootstrap intervals. A pair in which nothing lasts counts as
     one round.
     """
-    runs: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Any]]] = {}
-    for row in map(json.loads, path.read_text().splitlines()):
-        runs.setdefault((row["model"], row["partition"], row["arm"]), {})[row["image"], row["seed"]] = row
+    runs = arms_of(path)
     random = generator(0, "bootstrap")
     heads = ["arm", "over", "pairs", "from attack", "median of ratios", "ratio of medians", "accuracy difference"]
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
-    for model, partition, arm in runs:
+    for model, partition, plan, arm in runs:
         for rival in RIVALS.get(arm, ()):
-            own, other = runs[model, partition, arm], runs.get((model, partition, rival), {})
+            own, other = runs[model, partition, plan, arm], runs.get((model, partition, plan, rival), {})
             pairs = sorted(own.keys() & other.keys())
             if not pairs:
                 continue
             draws_NP = torch.randint(len(pairs), (4000, len(pairs)), generator=random)
             loss_P = torch.tensor([100 * (own[pair]["accuracy"] - other[pair]["accuracy"]) for pair in pairs])
-            for first in (LATER[0], LATER[-1]):
+            for first in sorted({THIRD, plan.attacks - 1}):
                 own_P, other_P = (
                     torch.tensor(
-                        [sum(mitigation(of[p]["confidence"], k) for k in range(first, len(ATTACKED))) for p in pairs]
+                        [
+                            sum(plan.mitigation(of[p]["confidence"], k) for k in range(first, plan.attacks))
+                            for p in pairs
+                        ]
                     )
                     .double()
                     .clamp(min=1)
@@ -236,7 +266,7 @@ def ratios(path: Path) -> str:
                 )
                 paired_P, whole_N = own_P / other_P, middle(own_P, draws_NP) / middle(other_P, draws_NP)
                 cells = (
-                    f"{arm} ({model}, {partition})",
+                    f"{arm} ({model}, {partition}, {plan.attacks} attacks)",
                     rival,
                     str(len(pairs)),
                     str(first + 1),
@@ -268,6 +298,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first image")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default="main", choices=ARMS)
+    parser.add_argument("--attacks", type=int, default=8, help="at least 3")
+    parser.add_argument("--tail", type=int, default=30, help="rounds watched after the last attack")
     parser.add_argument("--partition", default="iid", choices=("iid", "shards"))
     parser.add_argument("--summary", action="store_true", help="print the results as a table, and run nothing")
     args = parser.parse_args()
@@ -276,20 +308,23 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()
-    done = {(row["model"], row["partition"], row["seed"], row["image"], row["arm"]) for row in rows}
+    done = {
+        tuple(row[name] for name in ("model", "partition", "seed", "image", "arm", "attacks", "tail")) for row in rows
+    }
+    plan = Plan(args.attacks, args.tail)
     starts: dict[int, Federation] = {}
     for image, seed, (label, arm) in product(
         range(args.first, args.first + args.images), range(args.seeds), ARMS[args.arms].items()
     ):
-        if (args.model, args.partition, seed, image, label) in done:
+        if (args.model, args.partition, seed, image, label, *plan) in done:
             continue
         if seed not in starts:
-            starts[seed] = prepared(args.model, seed, args.partition)
+            starts[seed] = prepared(args.model, seed, args.partition, plan)
         row = {"model": args.model, "partition": args.partition, "seed": seed, "image": image, "arm": label}
-        row |= campaign(starts[seed], image, arm)
+        row |= plan._asdict() | campaign(starts[seed], image, arm, plan)
         with args.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        rounds = [mitigation(row["confidence"], attack) for attack in range(len(ATTACKED))]
+        rounds = [plan.mitigation(row["confidence"], attack) for attack in range(plan.attacks)]
         print(image, seed, label, *rounds, f"{row['accuracy']:.3f}", flush=True)
 
 

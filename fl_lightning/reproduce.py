@@ -14,6 +14,7 @@ from fl_lightning import tracking
 from fl_lightning.campaign import Campaign, run_campaign
 from fl_lightning.campaign import Cell as Run
 from fl_lightning.claims import VERDICTS, Cell, Claim, PaperTable, Reading, Verdict, read, verdict
+from fl_lightning.claims_picture import draw_table
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import CONFIGS
@@ -191,14 +192,19 @@ def reproduce(
     campaign = run_campaign(named, title, jobs, progress, reuse=True)
     store = tracking.client()
 
-    def figures(name: str, cell: Cell, reading: Reading) -> dict[int, float]:
+    known: dict[tuple[str, str], dict[int, float]] = {}  # (run, metric) -> history
+
+    def histories(name: str, cell: Cell, metric: str) -> dict[int, dict[int, float]]:
         one = cells.get((name, cell))
-        if one is None:
-            return {}
-        found = {
-            seed: read(tracking.history(store, run_id, reading.metric), one.rounds, reading.over)
-            for seed, run_id in _runs(campaign, label[one.fingerprint()]).items()
-        }
+        found = {} if one is None else _runs(campaign, label[one.fingerprint()])
+        for run_id in found.values():
+            if (run_id, metric) not in known:
+                known[run_id, metric] = tracking.history(store, run_id, metric)
+        return {seed: own for seed, run_id in found.items() if (own := known[run_id, metric])}
+
+    def figures(name: str, cell: Cell, reading: Reading) -> dict[int, float]:
+        seen = histories(name, cell, reading.metric)
+        found = {seed: read(own, cells[name, cell].rounds, reading.over) for seed, own in seen.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
     judged = []
@@ -211,6 +217,14 @@ def reproduce(
     store.log_text(campaign.run_id, outcome.markdown(), "verdicts.md")
     store.log_text(campaign.run_id, json.dumps(plain(outcome), indent=1), "verdicts.json")
     tracking.log_picture(store, campaign.run_id, outcome.picture(), "verdicts.png")
+    for name, table in tables.items():
+        asked = {
+            (cell, reading.metric) for claim in table.claims() for cell in claim.cells for reading in claim.readings
+        }
+        seen = {where: list(of_seeds.values()) for where in asked if (of_seeds := histories(name, *where))}
+        if seen:
+            file = f"figures/{Path(name).stem.replace(':', '-')}.png"
+            tracking.log_picture(store, campaign.run_id, draw_table(table, seen), file)
     return outcome
 
 

@@ -9,6 +9,7 @@ from conftest import TINY
 
 from fl_lightning import cli, tracking
 from fl_lightning.claims import Bound, Cell, Order, PaperTable, Printed, read, verdict
+from fl_lightning.claims_picture import draw_table
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import ConfigError
 from fl_lightning.reproduce import experiments, find_tables, reproduce, write_verdicts
@@ -152,6 +153,24 @@ def test_bad_tables_are_refused(change: dict[str, Any], message: str):
 
 
 @pytest.mark.usefixtures("store_folder")
+def test_the_figure_has_a_line_a_row_and_a_cross_a_printed_value():
+    table = PaperTable(**SMALL)
+    loud, quiet = ({0: level, 1: level, 2: 2 * level} for level in (0.1, 0.4))
+    metric = "global/accuracy"
+    figure = draw_table(
+        table, {(Cell("loud", "mean"), metric): [loud, quiet], (Cell("quiet", "mean"), metric): [quiet]}
+    )
+    mean, median, spare = (*figure.axes, None)
+    assert spare is None  # the second round is one of the mean's runs, not a panel of its own
+    assert [axes.get_title() for axes in (mean, median)] == ["global/accuracy, mean", "global/accuracy, median"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in mean.lines if line.get_linestyle() == "-"}
+    assert lines == {"loud": [[1, 0.25], [2, 0.25], [3, 0.5]], "quiet": [[1, 0.4], [2, 0.4], [3, 0.8]]}
+    crosses = [line.get_xydata().tolist() for axes in (mean, median) for line in axes.lines if line.get_marker() == "x"]
+    assert crosses == [[[3, 0.1]]]  # nothing was run under the median
+    whole = draw_table(table, {(Cell("quiet", "median"), metric): [{2: 0.3}, {2: 0.5}]}).axes[1]
+    assert whole.lines[0].get_xydata().tolist() == [[1, 0.4]]  # the second row, no rounds to tell apart
+
+
 def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     table = PaperTable(**SMALL)
     outcome = reproduce({"own:noise": table, "own:again": table})
@@ -176,6 +195,8 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     assert [one.found for one in again.judged] == [one.found for one in outcome.judged[:6]]
     files = {file.path for file in store.list_artifacts(outcome.run_id)}
     assert {"verdicts.md", "verdicts.json", "verdicts.png"} <= files
+    figures = {file.path for file in store.list_artifacts(outcome.run_id, "figures")}
+    assert figures == {"figures/own-noise.png", "figures/own-again.png"}
     target = tmp_path / "PAGE.md"
     target.write_text("before\n<!-- verdicts -->\nof yesterday\n<!-- /verdicts -->\nafter\n")
     write_verdicts(again, str(target))

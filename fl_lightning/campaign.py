@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from fl_lightning.registry import ConfigError
 from fl_lightning.runs import Outcome
 
 __all__ = ["Campaign", "Cell", "run_campaign"]
+
+
+DEATHS = 3
+"""How often worker processes may die before the runs that are left are given up."""
 
 
 class Cell(NamedTuple):
@@ -81,7 +86,7 @@ def run_campaign(
     failures: dict[Cell, str] = {}
     with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
         parent = _parent(store, next(iter(experiments.values())), title, key)
-        known = {Cell(name, seed): run_id for (name, seed), run_id in tracking.named_children(store, parent).items()}
+        known = _children(parent)
         if reuse:
             finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
             keys = {cell: one.fingerprint() for cell, one in cells.items()}
@@ -118,13 +123,28 @@ def _work(
     if jobs == 1:
         yield from ((cell, _cell(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
         return
-    with side_by_side(jobs) as submit:
-        waiting: dict[Future[Outcome | str], Cell] = {
-            submit(_worker, jobs, cell, experiment, known.get(cell), parent): cell for cell, experiment in cells.items()
-        }
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
+    left = dict(cells)
+    for _ in range(DEATHS):
+        try:
+            with side_by_side(jobs) as submit:
+                waiting: dict[Future[Outcome | str], Cell] = {
+                    submit(_worker, jobs, cell, experiment, known.get(cell), parent): cell
+                    for cell, experiment in left.items()
+                }
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        outcome, cell = future.result(), waiting.pop(future)
+                        del left[cell]
+                        yield cell, outcome
+            return
+        except BrokenProcessPool:  # what its workers were at goes on from its checkpoints
+            known = {**known, **_children(parent)}
+    yield from ((cell, f"a worker process died {DEATHS} times: killed, or out of memory?") for cell in left)
+
+
+def _children(parent: str) -> dict[Cell, str]:
+    found = tracking.named_children(tracking.client(), parent)
+    return {Cell(name, seed): run_id for (name, seed), run_id in found.items()}
 
 
 def _worker(jobs: Jobs, *arguments: Any) -> Outcome | str:

@@ -1,8 +1,10 @@
 """Engines: every one equals a loop written by hand in plain PyTorch, and trains every step of every client."""
 
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -83,6 +85,19 @@ def test_fedavg_equals_a_loop_by_hand(engine: str, model: Any, optimizer: dict[s
     expected = fedavg(federation, rounds=3)
     assert float((expected - federation.initial_D).abs().max()) > 0.05  # something was learned
     assert float((federation.run().global_D - expected).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_finished_federation_gives_its_data_back_at_once(engine: str):
+    federation = federation_of(engine, {"name": "mlp", "hidden": [4]}, SGD, 32)
+    federation.round()
+    rows = weakref.ref(federation.data.train.x)
+    gc.disable()
+    try:
+        del federation
+        assert rows() is None  # nothing that has to be collected keeps hundreds of megabytes alive
+    finally:
+        gc.enable()
 
 
 def test_dropout_draws_the_same_masks_in_every_engine():

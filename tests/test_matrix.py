@@ -1,5 +1,7 @@
 """Attacks crossed with servers: every cell is the run that it says, continued where it was left, and counted right."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,29 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny, monkeypatch: pytest.Mo
     done = run_campaign({"bad": tiny(rounds=1), "good": tiny(rounds=1)}, "test")
     assert list(done.outcomes) == [Cell("good", 0)]
     assert done.failures == {Cell("bad", 0): "bad, seed 0: RuntimeError: out of luck"}
+
+
+def dies_once(*arguments: Any) -> Any:
+    """A worker that is killed where nobody was killed before."""
+    mark = Path(os.environ["DIES_ONCE"])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return campaigns._worker(*arguments)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_lost(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path / "mark"))
+    monkeypatch.setattr(campaigns, "_worker", dies_once)
+    experiments = {"a": tiny(rounds=1, seeds=[0, 1])}
+    monkeypatch.setattr(campaigns, "DEATHS", 1)
+    given_up = run_campaign(experiments, "test", jobs=2)
+    assert set(given_up.failures.values()) == {"a worker process died 1 times: killed, or out of memory?"}
+    (tmp_path / "mark").unlink()
+    monkeypatch.setattr(campaigns, "DEATHS", 2)
+    done = run_campaign(experiments, "test", jobs=2)
+    assert list(done.outcomes) == [Cell("a", 0), Cell("a", 1)]
+    assert not done.failures
 
 
 @pytest.mark.parametrize("jobs", [2, pytest.param("ray", marks=pytest.mark.slow)])

@@ -45,6 +45,19 @@ class Batches(Protocol):
         """Number of batches."""
 
 
+class _Lent:
+    """Batches that can be taken back: Lightning holds on to a loader, in cycles that live until they are collected."""
+
+    def __init__(self, batches: Batches):
+        self.batches: Batches | None = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches or ())
+
+    def __len__(self) -> int:
+        return len(self.batches or ())
+
+
 class SharedTrainer:
     """A Trainer that can fit any number of modules, one after the other.
 
@@ -88,8 +101,9 @@ class SharedTrainer:
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
         module.train()
-        self.trainer.fit(module, train_dataloaders=batches)
-        module.trainer = None
+        lent = _Lent(batches)
+        self.trainer.fit(module, train_dataloaders=lent)
+        lent.batches = module.trainer = None
         self.watch(getattr(module, "n_stacked", 1))
         if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
             self.reports.append(report)

@@ -77,6 +77,7 @@ class Order(Reading):
         lower: likewise.
         factor: how many times as high.
         margin: by how much it may lie below that all the same.
+        matters: an advantage that is surely smaller than this counts as none.
         log: compare logarithms, for positive figures that differ by orders of magnitude; the margin does not count then.
     """
 
@@ -86,6 +87,7 @@ class Order(Reading):
     lower: str
     factor: float = Field(default=1.0, gt=0)
     margin: float = Field(default=0.0, ge=0)
+    matters: float = Field(default=0.0, ge=0)
     log: bool = False
 
     def difference(self, higher: float, lower: float) -> float:
@@ -277,7 +279,8 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
       *not reproduced* if it falls short by more than four tolerances and more than half of v; *undecided* if h exceeds four
       tolerances;
     * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
-      above 0, *not reproduced* if it lies below or all are 0, else *undecided*;
+      above 0, else *not reproduced* if it lies below the smallest difference that matters (0 unless the claim says so) or all are
+      0, else *undecided*;
     * a limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
     Args:
@@ -293,7 +296,7 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
     rule = claim.rule
     if isinstance(rule, Order):
         found = interval([rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
-        return found, _beyond(found, 0.0)
+        return found, _above(found, rule.matters)
     found = interval([values[0][seed] for seed in seeds])
     if isinstance(rule, Bound):
         if rule.at_least is not None:
@@ -311,10 +314,11 @@ def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interv
     return found, "not reproduced" if -gain > max(4 * rule.tolerance, abs(printed) / 2) else "weaker"
 
 
-def _beyond(found: Interval, limit: float) -> Verdict:
-    if found.mean - found.half > limit:
+def _above(found: Interval, matters: float) -> Verdict:
+    if found.mean - found.half > 0:
         return "confirmed"
-    return "not reproduced" if found.mean + found.half <= limit else "undecided"
+    top = found.mean + found.half
+    return "not reproduced" if top <= 0 or top < matters else "undecided"
 
 
 def _keeps(room: float, half: float) -> Verdict:

@@ -89,6 +89,18 @@ def test_an_order_of_magnitudes_is_judged_on_logarithms():
     assert judge(ABOVE.model_copy(update={"log": True, "factor": 1e10}), higher, lower) == "not reproduced"
 
 
+@pytest.mark.parametrize(
+    ("higher", "expected"),
+    [
+        ([0.51, 0.49, 0.50], "not reproduced"),  # the advantage is surely less than what matters
+        ([0.51, 0.52, 0.52], "confirmed"),  # small, but there
+        ([0.60, 0.45, 0.50], "undecided"),
+    ],
+)
+def test_an_advantage_may_be_too_small_to_matter(higher: list[float], expected: str):
+    assert judge(ABOVE.model_copy(update={"matters": 0.05}), higher, [0.5, 0.5, 0.5]) == expected
+
+
 def test_an_order_may_allow_for_a_margin():
     higher, lower = [0.80, 0.81, 0.79], [0.84, 0.84, 0.84]
     assert judge(ABOVE, higher, lower) == "not reproduced"

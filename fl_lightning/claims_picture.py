@@ -28,6 +28,7 @@ def draw_table(table: PaperTable, seen: Seen) -> Figure:
     """
     metrics = list(dict.fromkeys(reading.metric for claim in table.claims() for reading in claim.readings))
     columns = [column for column in table.columns if _runs_of(table, column) == column]
+    seen = {(Cell(cell.row, _runs_of(table, cell.column)), metric): own for (cell, metric), own in seen.items()}
     panels = [(metric, column) for metric in metrics for column in columns]
     across = min(3, len(panels))
     down = -(-len(panels) // across)

@@ -170,7 +170,7 @@ def test_the_figure_has_a_line_a_row_and_a_cross_a_printed_value():
     loud, quiet = ({0: level, 1: level, 2: 2 * level} for level in (0.1, 0.4))
     metric = "global/accuracy"
     figure = draw_table(
-        table, {(Cell("loud", "mean"), metric): [loud, quiet], (Cell("quiet", "mean"), metric): [quiet]}
+        table, {(Cell("loud", "second round"), metric): [loud, quiet], (Cell("quiet", "mean"), metric): [quiet]}
     )
     mean, median, spare = (*figure.axes, None)
     assert spare is None  # the second round is one of the mean's runs, not a panel of its own

@@ -145,7 +145,7 @@ class ClientCohort(LocalTraining):
 
     def batch_loss(self, batch: CohortBatch) -> Tensor:
         """Sum over the clients of the mean loss of their batch."""
-        losses = self.loss(self(batch.x).flatten(0, 1), batch.y.flatten())
+        losses = self.loss(self(batch.x).flatten(0, 1), batch.y.flatten(0, 1))
         return losses @ batch.weights.flatten()
 
     def transfer_batch_to_device(self, batch: CohortBatch, device: torch.device, dataloader_idx: int) -> CohortBatch:

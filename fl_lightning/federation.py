@@ -147,6 +147,9 @@ class Federation:
             self.goal: Goal = objective.goal(self.data, generator(seed, "objective"))
         except ConfigError as error:
             raise error.under("attack.objective") from None
+        if experiment.attack:
+            with errors_under("attack"):
+                experiment.attack.check(self.data, flat.loss)
         self.initial_D = flat.vector()
         self.state = self._initial_state()
         self.paired: Federation | None = self.twin() if experiment.attack and experiment.evaluation.twin else None

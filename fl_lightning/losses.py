@@ -14,14 +14,14 @@ __all__ = ["LOSSES", "SampleLoss", "confidence", "cross_entropy", "hinge", "loss
 
 
 class SampleLoss(Protocol):
-    """Scores `[B, K]` and targets `[B]` to losses `[B]`."""
+    """Scores `[B, K]` and targets `[B]` (for `cross_entropy` also probabilities `[B, K]`) to losses `[B]`."""
 
     def __call__(self, scores_BK: Tensor, y_B: Tensor, /) -> Tensor:
         """One loss a sample."""
 
 
 def cross_entropy(scores_BK: Tensor, y_B: Tensor) -> Tensor:
-    """Negative log-likelihood of the right class, `[B]`."""
+    """Negative log-likelihood of the right class, or its mean under `[B, K]` probabilities of the classes; `[B]`."""
     return F.cross_entropy(scores_BK, y_B, reduction="none")
 
 

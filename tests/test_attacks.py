@@ -35,7 +35,7 @@ from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_hone
 CANONICAL: dict[str, list[dict]] = {
     "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
     "gaussian": [{}, {"std": 0.1}],
-    "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}],
+    "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}, {"rehearsal": 2, "start": "foreseen"}],
     "sign_flip": [{}],
     "alie": [{}, {"knowledge": "full", "z": 1.5}],
     "ipm": [{"knowledge": "full"}, {"knowledge": "none", "epsilon": 5.0}],
@@ -51,6 +51,7 @@ CANONICAL: dict[str, list[dict]] = {
         {"curvature_samples": 4},
         {"form": "printed", "curvature_samples": 4},
         {"h": "hutchinson", "objective": {"name": "target_samples"}},
+        {"curvature_samples": 4, "rehearsal": 2, "knowledge": "partial", "visible_updates": 2, "start": "foreseen"},
     ],
     "multi_party": [
         {},

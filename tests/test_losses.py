@@ -27,6 +27,12 @@ def test_cross_entropy_by_hand():
     assert_close(cross_entropy(scores, torch.tensor([0, 1])), torch.tensor([math.log(4 / 3), math.log(2)]))
 
 
+def test_cross_entropy_of_probabilities_is_the_mean_over_the_classes():
+    scores, shares = normal(4, 3), normal(4, 3, seed=1).softmax(1)
+    one_by_one = torch.stack([cross_entropy(scores, torch.full((4,), k)) for k in range(3)], dim=1)
+    assert_close(cross_entropy(scores, shares), (shares * one_by_one).sum(1))
+
+
 def test_hinge_by_hand():
     scores = torch.tensor([[2.0], [0.5], [-0.5], [-2.0]])
     assert hinge(scores, torch.ones(4, dtype=torch.long)).tolist() == [0.0, 0.5, 1.5, 3.0]

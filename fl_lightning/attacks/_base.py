@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fl_lightning.attacks._objectives import Objective, Untargeted
 from fl_lightning.attacks._view import LEVELS, Knowledge, View
+from fl_lightning.data import Dataset
 from fl_lightning.defenses import State
+from fl_lightning.models import Loss
 from fl_lightning.registry import Component, Slot, component
 
 
@@ -56,6 +58,17 @@ class Attack(Component, ABC):
         if self.objective.name not in self.serves:
             raise ValueError(f"{self.name} serves {', '.join(self.serves)}, got objective {self.objective.name!r}")
         return self
+
+    def check(self, data: Dataset, loss: Loss) -> None:
+        """Refuse what the attack cannot work on, before anything is trained.
+
+        Args:
+            data: the data set of the federation.
+            loss: the loss of its model.
+
+        Raises:
+            ConfigError: they do not fit this attack.
+        """
 
     def init(self) -> State:
         """State before the first adversarial round; empty unless the attack remembers something."""

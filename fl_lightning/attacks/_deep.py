@@ -14,9 +14,10 @@ from torch.func import functional_call
 from torch.optim import Optimizer as TorchOptimizer
 
 from fl_lightning.attacks._adversarial_task import AdversarialTask
-from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._model_replacement import Start, attacker_client, backdoored, full_boost
 from fl_lightning.attacks._objectives import Objective, Trigger
+from fl_lightning.attacks._rehearsal import Rehearsing
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import HessianRegularizer, ProximalPull
@@ -156,7 +157,7 @@ class MainThenAdversarial(Callback):
 
 
 @component
-class Deep(Attack):
+class Deep(Rehearsing):
     r"""Deep model poisoning: model replacement that avoids the parameters with a large curvature of the main task.
 
     `working`: each local step sees clean and dirty samples together, with the penalty $\rho_2 \sum_r h_r (\Delta_r)^2$ and the
@@ -237,7 +238,7 @@ class Deep(Attack):
                 callbacks.append(HessianRegularizer(self.rho2, curvature=curvature_D))
             return callbacks
 
-        updates_MD = backdoored(view, self.poison_fraction, client, working, self.start)
+        updates_MD = backdoored(view, self.poison_fraction, client, working, self.start, self.rehearsal)
         displacement = float(updates_MD.norm(dim=1).mean())
         return Poisoned(boost * updates_MD, metrics={"boost": boost, "displacement": displacement})
 

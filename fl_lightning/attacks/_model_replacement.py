@@ -14,9 +14,10 @@ from lightning.pytorch import Callback
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum
 from fl_lightning.attacks._objectives import Objective, Trigger
+from fl_lightning.attacks._rehearsal import Rehearsing, as_probabilities, certain, rehearsed
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import ProximalPull
@@ -59,13 +60,20 @@ def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps:
     return replace(client, epochs=epochs, steps=None) if epochs else client
 
 
-def foreseen(view: View) -> tuple[Tensor, Tensor]:
-    """The attackers' shares p_m of all weights, and sum p_n delta_n over the benign clients, known or estimated."""
+def foreseen(view: View, honest_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The attackers' shares p_m of all weights, and sum p_n delta_n over the benign clients, known or estimated.
+
+    Args:
+        view: the attackers' view.
+        honest_MD: what the attackers take for honest updates of theirs in the estimate; None: those that they trained.
+    """
     if view.knowledge == "full":
         total = view.own_weights.sum() + view.benign_weights.sum()
         return view.own_weights / total, (view.benign_weights / total) @ view.benign_updates
     share = view.n_malicious / view.n_clients
-    seen_ND = view.known_updates
+    seen_ND = view.own_updates if honest_MD is None else honest_MD
+    if view.knowledge == "partial":
+        seen_ND = torch.cat([seen_ND, view.visible_updates])
     equal_N = torch.ones(len(seen_ND), device=seen_ND.device)
     return share * view.own_weights / view.own_weights.sum(), estimated_benign_sum(seen_ND, equal_N, share)
 
@@ -89,13 +97,23 @@ def backdoored(
     client: Client,
     callbacks: Callable[[], list[Callback]] = list,
     start: Start = "global",
+    rehearsal: int = 0,
 ) -> Tensor:
     """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted."""
+    benign_sum_D = None
+    if rehearsal and start == "foreseen" and view.knowledge != "full":
+        honest_MD = view.train([certain(own) for own in rehearsed(view, rehearsal, view.global_D)])
+        _, benign_sum_D = foreseen(view, honest_MD)
+    start_D = start_model(view, start, benign_sum_D)
+    clean, dirty = view.own_samples, view.dirty_samples
+    if rehearsal:
+        clean = rehearsed(view, rehearsal, start_D)
+        dirty = [as_probabilities(view.dirty(certain(own)), view.classes) for own in clean]
     mixed = [
-        mix(own, dirty, poison_fraction, view.generator("mix", row))
-        for row, (own, dirty) in enumerate(zip(view.own_samples, view.dirty_samples, strict=True))
+        mix(own, wished, poison_fraction, view.generator("mix", row))
+        for row, (own, wished) in enumerate(zip(clean, dirty, strict=True))
     ]
-    return view.train(mixed, client, callbacks, start_model(view, start))
+    return view.train(mixed, client, callbacks, start_D)
 
 
 def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> Tensor:
@@ -114,7 +132,7 @@ def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> 
 
 
 @component
-class ModelReplacement(Attack):
+class ModelReplacement(Rehearsing):
     r"""Malicious clients train a backdoor beside the main task and boost the update to replace the global model.
 
     Constrain-and-scale: the attackers minimise $\alpha L_{class} + (1 - \alpha) \lVert X - G \rVert^2$ (here divided by alpha,
@@ -153,6 +171,6 @@ class ModelReplacement(Attack):
         def callbacks() -> list[Callback]:
             return [ProximalPull(rho)] if rho else []
 
-        updates_MD = backdoored(view, self.poison_fraction, client, callbacks, self.start)
+        updates_MD = backdoored(view, self.poison_fraction, client, callbacks, self.start, self.rehearsal)
         boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
         return Poisoned(boosted(updates_MD, boost, self.max_norm), metrics={"boost": boost})

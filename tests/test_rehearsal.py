@@ -1,0 +1,146 @@
+"""Pseudo-rehearsal: warped images, labels of the model of before, and what they are good for."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fl_lightning.attacks import Deep, ModelReplacement
+from fl_lightning.attacks._rehearsal import as_probabilities, certain, rehearsed, warped
+from fl_lightning.config import load
+from fl_lightning.data import Samples
+from fl_lightning.federation import Federation
+from fl_lightning.randomness import generator
+from fl_lightning.registry import ConfigError
+from fl_lightning.testing.attacks import play
+
+
+def mass(x):
+    """Row and column in which each image has its centre."""
+    rows = torch.arange(x.shape[-1], dtype=x.dtype)
+    return torch.stack([(x.sum((1, 3)) @ rows) / x.sum((1, 2, 3)), (x.sum((1, 2)) @ rows) / x.sum((1, 2, 3))])
+
+
+def test_a_warp_keeps_what_it_cannot_change():
+    flat = torch.full((5, 2, 9, 9), 0.3)
+    assert_close(warped(flat, generator(0, "test")), flat)
+
+
+def test_a_warp_moves_the_middle_by_no_more_than_fifteen_percent_and_scales_the_area():
+    """A square in the middle of the image: only the shift moves its centre; turning leaves its area, scaling squares."""
+    x = torch.zeros(400, 1, 40, 40, dtype=torch.float64)
+    x[..., 17:23, 17:23] = 1
+    moved = warped(x, generator(0, "test"))
+    away = (mass(moved) - 19.5).abs()
+    # in the source's coordinates by 6 pixels at most; in the warped ones by 6 times the map's inverse
+    assert 3 < float(away.median()) < 6
+    assert float(away.max()) < 6 * 1.4 * 2.2
+    area = moved.sum((1, 2, 3)) / 36
+    assert 0.3 < float(area.min()) < 0.6
+    assert 1.9 < float(area.max()) < 3.5
+    assert len(area.unique()) > 390, "every image is warped on its own"
+    assert torch.equal(moved, warped(x, generator(0, "test")))
+
+
+def test_probabilities_and_back():
+    samples = Samples(torch.zeros(2, 1), torch.tensor([2, 0]))
+    soft = as_probabilities(samples, 3)
+    assert soft.y.tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert certain(soft).y.tolist() == [2, 0]
+
+
+def test_copies_are_drawn_evenly_and_labelled_by_the_model(monkeypatch):
+    """900 own images of class 1, 100 of class 4; the model says of an image how bright it is."""
+    own = Samples(
+        torch.cat([torch.full((900, 1, 4, 4), 0.1), torch.full((100, 1, 4, 4), 0.9)]),
+        torch.tensor([1] * 900 + [4] * 100),
+    )
+
+    class Brightness:
+        def scores(self, theta_D, x):
+            return theta_D * x.flatten(1).mean(1, keepdim=True) * torch.arange(6)
+
+    class Seen:
+        own_samples = (own,)
+        classes = 6
+        flat = Brightness()
+
+        def generator(self, purpose, row):
+            return generator(0, purpose, row)
+
+    (both,) = rehearsed(Seen(), 3, torch.tensor(2.0))
+    assert len(both) == 4000
+    assert torch.equal(both.x[:1000], own.x)
+    assert torch.equal(both.y[:1000], torch.nn.functional.one_hot(own.y, 6).float())
+    bright = both.x[1000:].flatten(1).mean(1) > 0.5
+    assert abs(float(bright.double().mean()) - 0.5) < 0.03  # 3000 fair draws: 3.3 standard deviations
+    expected = (2 * both.x[1000:].flatten(1).mean(1, keepdim=True) * torch.arange(6)).softmax(1)
+    assert_close(both.y[1000:], expected)
+
+
+@pytest.mark.parametrize("attack", [ModelReplacement, Deep])
+@pytest.mark.parametrize("start", ["global", "foreseen"])
+def test_engines_agree_on_soft_labels(attack, start):
+    tree = {
+        "data": "digits",
+        "partition": {"name": "iid", "clients": 5, "samples_per_client": 20},
+        "model": {"name": "mlp", "hidden": [8]},
+        "client": {"steps": 3, "batch_size": 10},
+        "participation": {"name": "full", "malicious": 2},
+        "attack": {"name": attack.name, "rehearsal": 2, "start": start},
+    }
+    models = [
+        Federation(load(tree | {"engine": engine, "rounds": 1})).run().global_D
+        for engine in ("sequential", "vectorized")
+    ]
+    assert_close(*models, atol=1e-5, rtol=1e-5)
+
+
+def test_without_rehearsal_nothing_changes():
+    assert torch.equal(play(ModelReplacement(rehearsal=0)).submitted_CD, play(ModelReplacement()).submitted_CD)
+    assert not torch.equal(play(ModelReplacement(rehearsal=1)).submitted_CD, play(ModelReplacement()).submitted_CD)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "objective", "got"),
+    [
+        ("mnist_parity", "svm", "trigger", "hinge"),
+        ("house_prices", "linear", "label_map", r"inputs of shape \(\d+,\)"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused_before_training(data, model, objective, got):
+    attack = {"name": "deep", "rehearsal": 1, "objective": objective}
+    experiment = load(
+        {
+            "fast": True,
+            "data": data,
+            "model": model,
+            "attack": attack,
+            "partition": {"name": "iid", "clients": 10},
+            "participation": {"name": "full", "malicious": 1},
+        }
+    )
+    with pytest.raises(ConfigError, match=rf"attack\.rehearsal.*{got}"):
+        Federation(experiment)
+
+
+def test_an_attacker_of_few_classes_spares_the_others_by_rehearsing():
+    """Accuracy after two attacked rounds on seeds 0-3: 0.36, 0.48, 0.22, 0.11 without, 0.58, 0.54, 0.74, 0.31 with."""
+
+    def after(rehearsal):
+        tree = {
+            "seed": 2,
+            "data": "digits",
+            "rounds": 7,
+            "partition": {"name": "dirichlet", "clients": 10, "alpha": 0.1, "min_samples": 20},
+            "model": {"name": "mlp", "hidden": [32]},
+            "client": {"epochs": 5, "batch_size": 16, "optimizer": {"name": "adam", "lr": 0.003}},
+            "participation": {"name": "full", "malicious": 1, "schedule": {"name": "from_round", "round": 5}},
+            "server": {"weights": "equal"},
+            "attack": {"name": "model_replacement", "epochs": 10, "start": "foreseen", "poison_fraction": 0.5}
+            | {"rehearsal": rehearsal, "objective": {"name": "trigger", "label": 7, "size": 2, "offset": 0}},
+        }
+        return Federation(load(tree)).run().history[-1]
+
+    without, rehearsing = after(0), after(6)
+    assert rehearsing["global/accuracy"] > without["global/accuracy"] + 0.3
+    assert rehearsing["attack/success"] > 0.95

@@ -82,7 +82,8 @@ class Rehearsing(Attack):
 
     Attributes:
         rehearsal: warped copies of each own image that the attackers train on beside it, labelled by the model that they start
-            from; 0: none. For attackers that hold next to nothing of some classes (an extension).
+            from; 0: none. With `start: foreseen` the benign updates are foretold by honest training on such copies. For attackers
+            that hold next to nothing of some classes (an extension).
     """
 
     rehearsal: int = Field(default=0, ge=0)

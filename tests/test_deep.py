@@ -326,7 +326,7 @@ def from_one_clean_start(name, rounds, *variants):
 @pytest.mark.parametrize("seed", [0, 1, 2])  # seed 2's attacker holds next to none of five classes
 def test_claim_every_attacked_round_succeeds(seed):
     common = [f"seed={seed}"]
-    replacement = [*common, "attack.rho1=0", "attack.rho2=0"]
+    replacement = [*common, "attack.rho2=0"]
     for (clean, *attacked), loss in zip(
         from_one_clean_start("mnist_deep", 15, replacement, common), (0.02, 0.03), strict=True
     ):

@@ -71,9 +71,9 @@ def foreseen(view: View, honest_MD: Tensor | None = None) -> tuple[Tensor, Tenso
         total = view.own_weights.sum() + view.benign_weights.sum()
         return view.own_weights / total, (view.benign_weights / total) @ view.benign_updates
     share = view.n_malicious / view.n_clients
-    seen_ND = view.own_updates if honest_MD is None else honest_MD
-    if view.knowledge == "partial":
-        seen_ND = torch.cat([seen_ND, view.visible_updates])
+    seen_ND = view.known_updates
+    if honest_MD is not None:
+        seen_ND = torch.cat([honest_MD, seen_ND[view.n_malicious :]])
     equal_N = torch.ones(len(seen_ND), device=seen_ND.device)
     return share * view.own_weights / view.own_weights.sum(), estimated_benign_sum(seen_ND, equal_N, share)
 

@@ -1,0 +1,87 @@
+"""DeepSight: the classifier's update and outputs on noise tell of a client's labels; clients alike in that form groups."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_lightning.defenses._clusters import hdbscan
+from fl_lightning.defenses._spread import median
+
+
+class Labels(NamedTuple):
+    """What an update tells of the labels that a client trained on.
+
+    Attributes:
+        neup_CK: `[C, K]` normalised energy of the update for each class, summing to 1.
+        exceeding_C: `[C]` int64, how many classes have an energy near the largest (threshold exceedings).
+        suspicious_C: `[C]` bool, at most half as many as the median.
+    """
+
+    neup_CK: Tensor
+    exceeding_C: Tensor
+    suspicious_C: Tensor
+
+
+def label_energies(weights_CKH: Tensor, biases_CK: Tensor | None) -> Labels:
+    """E_ik = |db_ik| + sum_h |dW_ikh|; neup = E^2 / sum_k E^2; exceedings of max(0.01, 1 / K) max_k neup.
+
+    Args:
+        weights_CKH: `[C, K, H]` updates of the classifier's weights.
+        biases_CK: `[C, K]` updates of its biases, or None.
+    """
+    energy_CK = weights_CKH.double().abs().sum(2)
+    if biases_CK is not None:
+        energy_CK = energy_CK + biases_CK.double().abs()
+    squares_CK = energy_CK.square()
+    neup_CK = squares_CK / squares_CK.sum(1, keepdim=True).clamp(min=1e-300)
+    bound = max(0.01, 1 / neup_CK.shape[1])
+    exceeding_C = (neup_CK > bound * neup_CK.amax(1, keepdim=True)).sum(1)
+    return Labels(neup_CK, exceeding_C, exceeding_C <= median(exceeding_C.double()) / 2)
+
+
+def division_differences(scores_CnK: Sequence[Tensor], before_nK: Tensor) -> Tensor:
+    """`[C, K]` mean over the inputs of p_i(k) / p_theta(k), probabilities under the softmax.
+
+    Args:
+        scores_CnK: for each client, scores `[n, K]` of its model.
+        before_nK: `[n, K]` scores of the model that it started from.
+    """
+    before_nK = before_nK.double().log_softmax(1)
+    return torch.stack([(scores_nK.double().log_softmax(1) - before_nK).exp().mean(0) for scores_nK in scores_CnK])
+
+
+def apart(distances_CC: Tensor) -> Tensor:
+    """`[C, C]` 0 for two rows in one cluster and 1 otherwise; noise is alone."""
+    labels_C = hdbscan(distances_CC, 2)
+    together_CC = (labels_C[:, None] == labels_C) & (labels_C >= 0)
+    return (~together_CC).double().fill_diagonal_(0)
+
+
+def deepsight(
+    angles_CC: Tensor, neup_CK: Tensor, ddif_SCK: Sequence[Tensor], suspicious_C: Tensor, tau: float = 1 / 3
+) -> Tensor:
+    """`[C]` bool, members of clusters whose suspicious share is below tau.
+
+    Args:
+        angles_CC: `[C, C]` 1 - cos of the updates of the biases.
+        neup_CK: `[C, K]` normalised energies.
+        ddif_SCK: division differences `[C, K]`, for some seeds of the noise; their mean counts as one view of three.
+        suspicious_C: `[C]` bool.
+        tau: share from which on a cluster is refused.
+    """
+
+    def euclidean(rows_CK: Tensor) -> Tensor:
+        return torch.cdist(rows_CK.double(), rows_CK.double(), compute_mode="donot_use_mm_for_euclid_dist").cpu()
+
+    by_ddif_CC = torch.stack([apart(euclidean(rows_CK)) for rows_CK in ddif_SCK]).mean(0)
+    joint_CC = (apart(angles_CC.cpu()) + apart(euclidean(neup_CK)) + by_ddif_CC) / 3
+    labels_C, suspicious_C = hdbscan(joint_CC, 2), suspicious_C.cpu()
+    keep_C = ~suspicious_C & (labels_C < 0)
+    for label in set(labels_C.tolist()):
+        if label >= 0:
+            members_C = labels_C == label
+            if float(suspicious_C[members_C].double().mean()) < tau:
+                keep_C |= members_C
+    return keep_C

@@ -71,4 +71,4 @@ data: setup  ## get the data sets named in DATA
 
 clean:  ## remove caches and build products; keeps .venv and mlruns/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find fl_lightning callbacks tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find fl_lightning tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,11 +22,10 @@ import torch
 from timing import best_seconds, machine
 from torch import nn
 
-from fl_lightning.client import Client, Sgd
+from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.engines import Bench, Engine, Job, Sequential, SharedTrainer, TrainerSettings, Vectorized
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.models import Lenet5, Mlp, Model, WbcFmnistCnn
+from fl_lightning.models import FlatNetwork, Lenet5, Mlp, Model, WbcFmnistCnn
 from fl_lightning.randomness import generator
 
 MODELS: dict[str, Model] = {"mlp": Mlp(hidden=(128,)), "wbc_fmnist_cnn": WbcFmnistCnn(), "lenet5": Lenet5()}

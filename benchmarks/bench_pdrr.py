@@ -18,8 +18,7 @@ from fl_lightning.aggregators import Aggregator, Krum, Median, TrimmedMean
 from fl_lightning.data import Samples
 from fl_lightning.defenses import Pdrr, ServerContext
 from fl_lightning.defenses._base import fitting
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.models import PdrrCnn
+from fl_lightning.models import FlatNetwork, PdrrCnn
 from fl_lightning.randomness import generator
 
 CLIENTS, MALICIOUS = 50, 20

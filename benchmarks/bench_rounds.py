@@ -19,9 +19,9 @@ import torch
 from timing import machine
 
 from fl_lightning import tracking
-from fl_lightning.checkpoint import Checkpoint
 from fl_lightning.config import load
 from fl_lightning.federation import Federation
+from fl_lightning.runs import Checkpoint
 
 
 def main() -> None:

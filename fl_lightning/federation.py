@@ -16,8 +16,7 @@ from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import ServerContext, State
 from fl_lightning.engines import Bench, Job, SharedTrainer
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.losses import loss_for
+from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.metrics import (
     accuracy_gap,
     carried_through,
@@ -28,9 +27,9 @@ from fl_lightning.metrics import (
     predicted_effect,
     stealth,
 )
+from fl_lightning.models import FlatNetwork, loss_for
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
-from fl_lightning.registry import ConfigError, errors_under
 
 __all__ = ["Federation", "FederationState", "Observer", "RoundReport", "Submitted"]
 

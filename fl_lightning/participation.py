@@ -7,8 +7,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
-from fl_lightning.registry import Component, ConfigError, Registry, Slot, component
+from fl_lightning.registry import Component, Registry, Slot, component
 
 __all__ = [
     "Always",

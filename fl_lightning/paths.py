@@ -15,18 +15,3 @@ def data_folder() -> Path:
 def runs_folder() -> Path:
     """Folder of the databases, artifacts and checkpoints: `FL_LIGHTNING_RUNS`, by default `./mlruns`."""
     return Path(os.environ.get("FL_LIGHTNING_RUNS", "mlruns")).expanduser().resolve()
-
-
-def studies_url() -> str:
-    """Database of the searches: `FL_LIGHTNING_STUDIES`, by default `optuna.db` in the folder of the runs.
-
-    Raises:
-        ConfigError: neither SQLite nor PostgreSQL.
-    """
-    from fl_lightning.registry import ConfigError
-
-    url = os.environ.get("FL_LIGHTNING_STUDIES") or f"sqlite:///{runs_folder() / 'optuna.db'}"
-    if not url.startswith(("sqlite:", "postgresql:", "postgresql+")):
-        kind = url.partition(":")[0]
-        raise ConfigError(f"FL_LIGHTNING_STUDIES must be postgresql://... or sqlite:///..., got {kind}:...")
-    return url.replace("postgresql://", "postgresql+psycopg2://", 1)  # the driver that the extra `postgres` brings

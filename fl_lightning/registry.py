@@ -5,23 +5,34 @@ experiment (`aggregator`, `attack`, ...) has one `Registry`, filled by explicit 
 their own through the entry-point group `fl_lightning.<slot>`.
 """
 
-import difflib
 import importlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass as stdlib_dataclass
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import CoreSchema, core_schema
 
-__all__ = ["Component", "ConfigError", "Registry", "Slot", "component", "errors_under", "registry", "suggest"]
+from fl_lightning.errors import ConfigError, errors_under, explain, suggest
+from fl_lightning.paths import CONFIGS
+
+__all__ = [
+    "Component",
+    "ConfigError",
+    "Registry",
+    "Slot",
+    "component",
+    "errors_under",
+    "flatten",
+    "registry",
+    "suggest",
+    "to_plain",
+]
 
 T = TypeVar("T")
 
@@ -29,7 +40,7 @@ SLOTS = {
     "data": "fl_lightning.data",
     "partition": "fl_lightning.partition",
     "model": "fl_lightning.models",
-    "optimizer": "fl_lightning.client",
+    "optimizer": "fl_lightning.clients",
     "participation": "fl_lightning.participation",
     "schedule": "fl_lightning.participation",
     "attack": "fl_lightning.attacks",
@@ -40,48 +51,18 @@ SLOTS = {
 }
 
 
-UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
-UNION_MEMBER = re.compile(r"\w+\[.*\]$|constrained-")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run: where it is wrong, what was received, what would be right."""
-
-    def __init__(self, message: str, path: str = ""):
-        self.message = message
-        self.path = path
-        super().__init__(f"{path}: {message}" if path else message)
-
-    def under(self, path: str) -> "ConfigError":
-        """The same error seen from further outside: `lr` under `client.optimizer` is `client.optimizer.lr`."""
-        return ConfigError(self.message, ".".join(part for part in (path, self.path) if part))
-
-
-@contextmanager
-def errors_under(path: str) -> Iterator[None]:
-    """Errors of a configuration inside are seen from `path`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under(path) from None
-
-
-def suggest(wrong: str, valid: Iterable[str]) -> str:
-    """`did you mean 'krum'? valid: krum, mean` for a misspelt name."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}valid: {', '.join(names) or 'none'}"
-
-
 class Component:
     """Base of everything that a configuration can name.
 
     Subclasses are declared with the `component` decorator and set `name`, the word that configurations use. A field
     annotated with a search range (`Tunable`) is found by the sweep.
+
+    Attributes:
+        cites: keys into `references.bib` of the papers that the component comes from.
     """
 
     name: ClassVar[str]
+    cites: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that builds this component again: `{"name": ..., field: value, ...}`."""
@@ -111,29 +92,23 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def component(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
     config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
     return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]
-
-
-def explain(error: ValidationError, valid: Iterable[str]) -> NoReturn:
-    """Raise the first problem of a pydantic error as a `ConfigError` that names key, value and what is allowed."""
-    # A misspelt key is told before the required one that is missing because of it.
-    first = min(error.errors(), key=lambda one: one["type"] not in UNKNOWN)
-    # Where a field takes one of several types, pydantic appends the type that it tried: no part of the user's path.
-    path = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.match(str(part)))
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError):
-        raise inner.under(path) from None
-    if first["type"] in UNKNOWN:
-        raise ConfigError(f"unknown key; {suggest(str(first['loc'][-1]), valid)}", path) from None
-    if first["type"].startswith("missing"):
-        raise ConfigError("required, but not given", path) from None
-    message = first["msg"].removeprefix("Value error, ")
-    shown = "" if inner is not None else f", got {first['input']!r}"
-    raise ConfigError(f"{message[0].lower()}{message[1:]}{shown}", path) from None
 
 
 class Registry:
@@ -192,8 +167,6 @@ class Registry:
 
 def named_config(slot: str, name: str) -> Any:
     """Content of `configs/<slot>/<name>.yaml`, or None when there is no such file."""
-    from fl_lightning.paths import CONFIGS
-
     path = CONFIGS / slot / f"{name}.yaml"
     if not path.is_file():
         return None

@@ -15,9 +15,10 @@ from fl_lightning.callbacks import CALLBACKS
 from fl_lightning.config import load
 from fl_lightning.defenses import State
 from fl_lightning.engines import Job
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, FederationState
 from fl_lightning.randomness import generator
-from fl_lightning.registry import ConfigError, component, registry
+from fl_lightning.registry import component, registry
 
 CLIENTS = 7
 RULES = registry("aggregator").names()

@@ -12,9 +12,10 @@ from fl_lightning.aggregators import Krum
 from fl_lightning.attacks import Attack, Poisoned, View
 from fl_lightning.config import Experiment
 from fl_lightning.defenses import Defense, ServerContext, State, Verdict
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.participation import Full
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import component
 
 
 @component

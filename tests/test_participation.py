@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.participation import (
     Always,
     Fraction,
@@ -20,7 +21,6 @@ from fl_lightning.participation import (
     Schedule,
     Spaced,
 )
-from fl_lightning.registry import ConfigError
 
 
 def cohorts(participation: Participation, n_clients: int, rounds: int, seed: int = 0) -> list[Any]:

@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from fl_lightning import registry as module
-from fl_lightning.registry import SLOTS, Component, ConfigError, Registry, Slot, component, registry, suggest
+from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.registry import SLOTS, Component, Registry, Slot, component, registry
 
 
 class Shape(Component):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fl_lightning.config import load
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
-from fl_lightning.registry import ConfigError
 from fl_lightning.server import ServerOptimizer, server_step
 
 F64 = torch.float64

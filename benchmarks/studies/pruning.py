@@ -12,15 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optuna  # noqa: TID251
+import optuna
 
 from fl_lightning.config import load
 from fl_lightning.federation import Federation
-from fl_lightning.first_trials import configured, rank
 from fl_lightning.metrics import interval
-from fl_lightning.pruning import pruner
-from fl_lightning.space import changes, search_space
-from fl_lightning.trials import Watcher, ask, sampler, score, violations
+from fl_lightning.search._first_trials import configured, rank
+from fl_lightning.search._pruning import pruner
+from fl_lightning.search._space import changes, search_space
+from fl_lightning.search._trials import Watcher, ask, sampler, score, violations
 
 CONFIRM = [1001, 1002, 1003, 1004, 1005]
 MNIST: dict[str, Any] = {

@@ -11,11 +11,11 @@ import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import optuna  # noqa: TID251
+import optuna
 
 from fl_lightning.config import load
 from fl_lightning.paths import runs_folder
-from fl_lightning.sweep import strongest
+from fl_lightning.search import strongest
 
 
 def throughput(jobs: int, trials: int, rounds: int) -> float:

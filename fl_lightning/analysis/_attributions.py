@@ -13,8 +13,8 @@ from torch.func import functional_call
 from fl_lightning.analysis._page import Section, picture, text
 from fl_lightning.analysis._pictures import draw_image
 from fl_lightning.analysis._subject import Subject
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.registry import ConfigError
+from fl_lightning.errors import ConfigError
+from fl_lightning.models import FlatNetwork
 
 SHOWN = 8
 STEPS = 32

@@ -13,10 +13,11 @@ from fl_lightning.analysis._page import CLEAN, POISONED, Section, picture, table
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.analysis._weights import densities
 from fl_lightning.defenses import Defense, ServerContext
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Submitted
 from fl_lightning.metrics import detection
 from fl_lightning.participation import Always
-from fl_lightning.registry import ConfigError, named_config, registry
+from fl_lightning.registry import named_config, registry
 
 VALIDATION = 500
 VALUES = 200_000

@@ -14,7 +14,7 @@ from fl_lightning.analysis._subject import Subject, subject
 from fl_lightning.analysis._summary import summary
 from fl_lightning.analysis._typical import typical, typical_rounds
 from fl_lightning.analysis._weights import weights
-from fl_lightning.registry import ConfigError
+from fl_lightning.errors import ConfigError
 from fl_lightning.tracking import client
 
 SECTIONS: list[Callable[[Subject], Section]] = [

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data import Samples
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, FederationState
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.losses import confidence, predict
-from fl_lightning.model_registry import Registered, compare, find
+from fl_lightning.models import FlatNetwork, confidence, predict
 from fl_lightning.randomness import generator
-from fl_lightning.registry import ConfigError
+from fl_lightning.tracking import Registered, compare, find
 
 
 @dataclass(frozen=True)

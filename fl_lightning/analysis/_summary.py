@@ -2,7 +2,7 @@
 
 from fl_lightning.analysis._page import Section, table, text
 from fl_lightning.analysis._subject import Subject
-from fl_lightning.model_registry import threat_model
+from fl_lightning.tracking import threat_model
 
 
 def summary(subject: Subject) -> Section:

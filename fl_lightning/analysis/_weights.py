@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fl_lightning.analysis._page import CLEAN, POISONED, Section, picture, table, text
 from fl_lightning.analysis._subject import Subject
-from fl_lightning.model_registry import compare
+from fl_lightning.tracking import compare
 
 PANELS = 12
 BINS = 60

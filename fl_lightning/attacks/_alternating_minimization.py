@@ -23,7 +23,7 @@ from fl_lightning.attacks._objectives import Objective, TargetSamples
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import ProximalPull
-from fl_lightning.client import Optimizer
+from fl_lightning.clients import Optimizer
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component

@@ -22,7 +22,7 @@ from fl_lightning.attacks._cmp_mean import estimated_benign_sum, replacement
 from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, Untargeted
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.client import Client, Sgd
+from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component

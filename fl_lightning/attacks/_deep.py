@@ -17,16 +17,15 @@ from fl_lightning.attacks._adversarial_task import AdversarialTask
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._model_replacement import Start, attacker_client, backdoored, full_boost
 from fl_lightning.attacks._objectives import Objective, Trigger
-from fl_lightning.attacks._rehearsal import Rehearsing
+from fl_lightning.attacks._pseudo_rehearsal import Rehearsing
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import HessianRegularizer, ProximalPull
 from fl_lightning.callbacks.hessian import fisher_diagonal, ggn_diagonal, hutchinson_diagonal, normalised
-from fl_lightning.client import Optimizer
+from fl_lightning.clients import Optimizer
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.losses import LOSSES
+from fl_lightning.models import LOSSES, FlatNetwork
 from fl_lightning.registry import Slot, component
 
 Curvature = Literal["ggn", "fisher", "hutchinson"]

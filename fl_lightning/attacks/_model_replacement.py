@@ -17,11 +17,11 @@ from torch import Tensor
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum
 from fl_lightning.attacks._objectives import Objective, Trigger
-from fl_lightning.attacks._rehearsal import Rehearsing, as_probabilities, certain, rehearsed
+from fl_lightning.attacks._pseudo_rehearsal import Rehearsing, as_probabilities, certain, rehearsed
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import ProximalPull
-from fl_lightning.client import Client
+from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks._objectives import Goal, Objective, TargetSamples
-from fl_lightning.client import Client
+from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import Defense
 from fl_lightning.engines import Bench, Engine, Job
-from fl_lightning.flat import FlatNetwork
+from fl_lightning.models import FlatNetwork
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_lightning.data._sources import Source, UnavailableError
+from fl_lightning.errors import ConfigError
 from fl_lightning.paths import data_folder
-from fl_lightning.registry import ConfigError
 
 Say = Callable[[str], None]
 log: Say = logging.getLogger("fl_lightning.data").info

@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import need_validation
-from fl_lightning.losses import predict
+from fl_lightning.models import predict
 from fl_lightning.registry import component
 
 

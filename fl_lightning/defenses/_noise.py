@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fl_lightning.registry import ConfigError
+from fl_lightning.errors import ConfigError
 
 Distribution = Literal["laplace", "gaussian"]
 

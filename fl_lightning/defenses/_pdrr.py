@@ -21,7 +21,8 @@ from fl_lightning.defenses._pdrr_evidence import (
     sign_correlation,
     survival,
 )
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import component
 
 
 class Detection(NamedTuple):

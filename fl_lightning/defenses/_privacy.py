@@ -17,7 +17,8 @@ from torch import Tensor
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._noise import Distribution, clip, epsilon, epsilon_rdp, noise
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import component
 
 
 @component

@@ -21,7 +21,8 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import largest
 from fl_lightning.defenses._spectral import LIMIT, seeded
-from fl_lightning.registry import ConfigError, component, suggest
+from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.registry import component
 
 COMMON = (
     "abod",

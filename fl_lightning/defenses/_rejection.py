@@ -16,8 +16,9 @@ from torch import Tensor
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
-from fl_lightning.losses import predict
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.errors import ConfigError
+from fl_lightning.models import predict
+from fl_lightning.registry import component
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from fl_lightning.client import Client, batch_plan
+from fl_lightning.clients import Client, batch_plan
 from fl_lightning.data import Samples
 from fl_lightning.engines._trainer import SharedTrainer
-from fl_lightning.flat import FlatNetwork
+from fl_lightning.models import FlatNetwork
 from fl_lightning.randomness import generator
 from fl_lightning.registry import Component
 

@@ -18,14 +18,15 @@ from lightning.pytorch import Callback
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from fl_lightning import cluster
-from fl_lightning.client import Client
+from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job
 from fl_lightning.engines._trainer import Reports, SharedTrainer
 from fl_lightning.engines._vectorized import Vectorized
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.registry import ConfigError, Slot, component
+from fl_lightning.errors import ConfigError
+from fl_lightning.models import FlatNetwork
+from fl_lightning.parallel import _ray as cluster
+from fl_lightning.registry import Slot, component
 
 PATIENCE_SECONDS = 300.0
 """How long a round waits for a cluster that offers no worker at all."""

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from fl_lightning.client import Client, ClientModule
+from fl_lightning.clients import Client, ClientModule
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job
 from fl_lightning.registry import component

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from fl_lightning.client import Client
-from fl_lightning.cohort import ClientCohort, LockStep, loops_over_clients
+from fl_lightning.clients import Client, ClientCohort, LockStep, loops_over_clients
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job
 from fl_lightning.engines._sequential import Sequential
-from fl_lightning.flat import FlatNetwork
+from fl_lightning.models import FlatNetwork
 from fl_lightning.registry import component
 
 CPU_BUDGET = 2 * 2**30

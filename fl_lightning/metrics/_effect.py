@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data import Samples
-from fl_lightning.flat import FlatNetwork
+from fl_lightning.models import FlatNetwork
 
 
 def carried_through(

@@ -6,8 +6,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.regression import mean_squared_error
 
 from fl_lightning.attacks import Goal
-from fl_lightning.flat import FlatNetwork
-from fl_lightning.losses import LOSSES, confidence, predict
+from fl_lightning.models import LOSSES, FlatNetwork, confidence, predict
 
 
 def evaluate(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, attacked: bool) -> dict[str, float]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_lightning.data import Samples
-from fl_lightning.flat import FlatNetwork
+from fl_lightning.models import FlatNetwork
 
 COORDINATES = 2000
 """How many coordinates the distributions are compared on; a share is known to about 1 %."""

@@ -3,8 +3,10 @@
 from fl_lightning.models._base import Loss, Model
 from fl_lightning.models._cmp_cifar_cnn import CmpCifarCnn
 from fl_lightning.models._dropout import KeyedDropout, draw_masks, sample_masks
+from fl_lightning.models._flat import FlatNetwork
 from fl_lightning.models._lenet5 import Lenet5
 from fl_lightning.models._linear import Linear
+from fl_lightning.models._losses import LOSSES, SampleLoss, confidence, cross_entropy, hinge, loss_for, mse, predict
 from fl_lightning.models._mlp import Mlp
 from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
@@ -21,7 +23,9 @@ REGISTRIES = {
 }
 
 __all__ = [
+    "LOSSES",
     "CmpCifarCnn",
+    "FlatNetwork",
     "FrozenNorm2d",
     "KeyedDropout",
     "Lenet5",
@@ -32,9 +36,16 @@ __all__ = [
     "MultiPartyCnn",
     "PdrrCnn",
     "Resnet18",
+    "SampleLoss",
     "Svm",
     "WbcCifarCnn",
     "WbcFmnistCnn",
+    "confidence",
+    "cross_entropy",
     "draw_masks",
+    "hinge",
+    "loss_for",
+    "mse",
+    "predict",
     "sample_masks",
 ]

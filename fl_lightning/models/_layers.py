@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.models._dropout import KeyedDropout
-from fl_lightning.registry import ConfigError
 
 __all__ = ["cnn", "dense"]
 

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Model
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import component
 
 __all__ = ["FrozenNorm2d", "Resnet18"]
 

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Loss, Model
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import component
 
 __all__ = ["Svm"]
 

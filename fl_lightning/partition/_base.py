@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.data import Dataset
-from fl_lightning.registry import Component, ConfigError, component
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Component, component
 
 
 @component

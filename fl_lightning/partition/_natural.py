@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data import Dataset
+from fl_lightning.errors import ConfigError
 from fl_lightning.partition._base import Partition
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import component
 
 __all__ = ["Natural", "natural"]
 

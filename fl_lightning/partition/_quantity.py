@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.data import Dataset
+from fl_lightning.errors import ConfigError
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._dirichlet import dirichlet_shares
 from fl_lightning.partition._shares import apportion
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import component
 
 __all__ = ["Quantity", "quantity"]
 

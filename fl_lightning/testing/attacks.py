@@ -27,10 +27,11 @@ from fl_lightning.attacks import Attack, Choice, Tunable
 from fl_lightning.attacks._view import LEVELS
 from fl_lightning.config import load
 from fl_lightning.engines import Job
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
-from fl_lightning.registry import ConfigError, registry
+from fl_lightning.registry import registry
 from fl_lightning.testing._checks import configuration_round_trips, require, run_all
 
 CLIENTS = 8

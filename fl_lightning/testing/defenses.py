@@ -15,9 +15,9 @@ from torch.func import grad
 from fl_lightning.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from fl_lightning.data import Samples
 from fl_lightning.defenses import Defense, ServerContext, Verdict
-from fl_lightning.losses import cross_entropy
+from fl_lightning.errors import ConfigError
+from fl_lightning.models import cross_entropy
 from fl_lightning.randomness import generator
-from fl_lightning.registry import ConfigError
 from fl_lightning.testing._checks import configuration_round_trips, require, run_all
 
 CLIENTS, INPUTS, CLASSES = 11, 40, 10

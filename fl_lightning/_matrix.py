@@ -1,0 +1,262 @@
+"""Attacks x servers x seeds: who breaks what, with intervals, worst cases, and the attack-free runs beside them."""
+
+import csv
+import html
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fl_lightning import tracking
+from fl_lightning.config import Experiment, load, read_yaml
+from fl_lightning.errors import errors_under, explain
+from fl_lightning.metrics import Interval, interval
+from fl_lightning.parallel import Jobs
+from fl_lightning.runs import Campaign, Cell, run_campaign
+from fl_lightning.search import strongest, tunables
+
+__all__ = ["Matrix", "MatrixOutcome", "load_matrix", "run_matrix"]
+
+NO_ATTACK = "no attack"
+
+
+class Matrix(BaseModel):
+    """What is crossed with what; see `configs/matrix/`.
+
+    Attributes:
+        base: name of an experiment, or its slots inline.
+        attacks: label -> attack (a name or a mapping).
+        servers: label -> changes of the base by slot or dotted path, such as `{aggregator: krum, defenses: {check: pdrr}}`.
+        seeds: every cell runs with each of them, and so does the attack-free column.
+        metric: what the heat map shows.
+        jobs: worker processes; `ray`: one task a processor of the Ray cluster.
+        tune: settings of a search, such as `{trials: 12}`: every attack is first searched against every server, on a seed of
+            its own; the table then shows the strongest found. None: attacks are what is configured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | dict[str, Any]
+    attacks: dict[str, Any] = Field(min_length=1)
+    servers: dict[str, dict[str, Any]] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    metric: str = "attack/success"
+    jobs: Jobs = 2
+    tune: dict[str, Any] | None = None
+
+    def experiments(self, fast: bool = False) -> dict[str, Experiment]:
+        """Every cell as an experiment named `attack | server`; the attack-free ones are the twins of all others.
+
+        Raises:
+            ConfigError: naming the cell that cannot run.
+        """
+        base = load(self.base)
+        cells = {}
+        for server, changes in self.servers.items():
+            for label, attack in {NO_ATTACK: None, **self.attacks}.items():
+                own = {"attack": attack, "seeds": list(self.seeds), "seed": self.seeds[0], **changes}
+                with errors_under(f"{label} | {server}"):
+                    experiment = base.override(own)
+                cells[f"{label} | {server}"] = experiment.faster() if fast else experiment
+        return cells
+
+
+@dataclass(frozen=True)
+class MatrixOutcome:
+    """A finished matrix.
+
+    Attributes:
+        matrix: what was asked.
+        campaign: all runs.
+    """
+
+    matrix: Matrix
+    campaign: Campaign
+
+    def cell(self, attack: str, server: str, metric: str | None = None) -> Interval | None:
+        """A metric over the seeds, or None where it was not measured."""
+        values = self.campaign.values(f"{attack} | {server}", metric or self.matrix.metric)
+        return interval(list(values.values())) if values else None
+
+    def drop(self, attack: str, server: str) -> Interval | None:
+        """Accuracy lost to the attack, paired by seed with the attack-free runs of the same server."""
+        honest = self.campaign.values(f"{NO_ATTACK} | {server}", "global/accuracy")
+        attacked = self.campaign.values(f"{attack} | {server}", "global/accuracy")
+        shared = sorted(set(honest) & set(attacked))
+        return interval([honest[seed] - attacked[seed] for seed in shared]) if shared else None
+
+    def worst(self, server: str) -> str | None:
+        """The attack that reaches most against a server."""
+        reached = {attack: found.mean for attack in self.matrix.attacks if (found := self.cell(attack, server))}
+        return max(reached, key=lambda attack: reached[attack]) if reached else None
+
+    def safest(self) -> str | None:
+        """The server whose worst case is best (minimax)."""
+        worst = {server: self._worst_value(server) for server in self.matrix.servers if self.worst(server)}
+        return min(worst, key=lambda server: worst[server]) if worst else None
+
+    def _worst_value(self, server: str) -> float:
+        found = self.cell(str(self.worst(server)), server)
+        return found.mean if found else float("nan")
+
+    def minimax(self) -> str:
+        """The worst case of each server, the safest server first; in Markdown."""
+        lines = [f"| server | strongest attack | {self.matrix.metric} | accuracy under it | without attack |"]
+        lines.append("|---" * 5 + "|")
+        measured = [server for server in self.matrix.servers if self.worst(server)]
+        for server in sorted(measured, key=self._worst_value):
+            worst = str(self.worst(server))
+            figures = (
+                self.cell(worst, server),
+                self.cell(worst, server, "global/accuracy"),
+                self.cell(NO_ATTACK, server, "global/accuracy"),
+            )
+            lines.append(f"| {server} | {worst} | " + " | ".join(str(one or "-") for one in figures) + " |")
+        return "\n".join(lines) + "\n"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a cell."""
+        rows = []
+        for server in self.matrix.servers:
+            for attack in self.matrix.attacks:
+                found, drop = self.cell(attack, server), self.drop(attack, server)
+                row = {"server": server, "attack": attack, "seeds": len(self.matrix.seeds)}
+                row |= {self.matrix.metric: found.mean if found else None, "half": found.half if found else None}
+                row |= {"accuracy_drop": drop.mean if drop else None, "worst": attack == self.worst(server)}
+                rows.append(row)
+        return rows
+
+    def csv(self) -> str:
+        """All cells as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows()[0]))
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """The table: servers down, attacks across, the worst case of each server in bold."""
+        attacks = list(self.matrix.attacks)
+        lines = [f"| {self.matrix.metric} | " + " | ".join(attacks) + " | accuracy without attack |"]
+        lines.append("|---" * (len(attacks) + 2) + "|")
+        for server in self.matrix.servers:
+            cells = []
+            for attack in attacks:
+                shown = str(self.cell(attack, server) or "-")
+                cells.append(f"**{shown}**" if attack == self.worst(server) else shown)
+            clean = self.cell(NO_ATTACK, server, "global/accuracy")
+            lines.append(f"| {server} | " + " | ".join(cells) + f" | {clean or '-'} |")
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """The table as one page that needs nothing else."""
+        rows = [
+            [cell.strip() for cell in line.strip("|\n").split("|")]
+            for line in self.markdown().splitlines()
+            if "---" not in line
+        ]
+        cells = "".join("<tr>" + "".join(f"<td>{_bold(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        style = "body{font-family:sans-serif}td{padding:.4em .8em;border-bottom:1px solid #ddd}tr:first-child{font-weight:bold}"
+        return f"<!doctype html><meta charset=utf-8><title>matrix</title><style>{style}</style><table>{cells}</table>"
+
+    def picture(self) -> Figure:
+        """Heat map with mean and half-width in every cell."""
+        attacks, servers = list(self.matrix.attacks), list(self.matrix.servers)
+        found = {(server, attack): self.cell(attack, server) for server in servers for attack in attacks}
+        values = np.array(
+            [[one.mean if (one := found[server, attack]) else np.nan for attack in attacks] for server in servers]
+        )
+        top = max(1.0, float(np.nanmax(values)))
+        figure, axes = pyplot.subplots(figsize=(2 + 1.3 * len(attacks), 1.5 + 0.6 * len(servers)), layout="constrained")
+        image = axes.imshow(values, cmap="magma_r", aspect="auto", vmin=0, vmax=top)
+        axes.set_xticks(range(len(attacks)), attacks, rotation=30, ha="right")
+        axes.set_yticks(range(len(servers)), servers)
+        for row, server in enumerate(servers):
+            for column, attack in enumerate(attacks):
+                color = "white" if values[row, column] > top / 2 else "black"
+                axes.text(
+                    column, row, str(found[server, attack] or "-"), ha="center", va="center", color=color, fontsize=8
+                )
+        figure.colorbar(image, label=self.matrix.metric)
+        return figure
+
+
+def _bold(cell: str) -> str:
+    plain = html.escape(cell.strip("*"))
+    return f"<b>{plain}</b>" if cell.startswith("**") else plain
+
+
+def load_matrix(source: str) -> Matrix:
+    """A matrix by the name of a file in `configs/matrix/`, or a path.
+
+    Raises:
+        ConfigError: no such file, or something wrong in it.
+    """
+    try:
+        return Matrix(**read_yaml("matrix", source))
+    except ValidationError as error:
+        explain(error, Matrix.model_fields)
+
+
+def run_matrix(
+    matrix: Matrix,
+    title: str,
+    fast: bool = False,
+    progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
+) -> MatrixOutcome:
+    """Search and run every cell that is not finished yet, and log tables and heat map to the parent run.
+
+    Raises:
+        ConfigError: a cell that cannot run, before any is started.
+    """
+    experiments = matrix.experiments(fast)
+    found: dict[str, dict[str, Any]] = {}
+    if matrix.tune is not None:
+        found = _tuned(matrix, experiments, fast, progress)
+        experiments = {name: one.override(found.get(name, {})) for name, one in experiments.items()}
+    outcome = MatrixOutcome(matrix, run_campaign(experiments, f"matrix: {title}", matrix.jobs, progress))
+    store, run_id = tracking.client(), outcome.campaign.run_id
+    texts: Mapping[str, str] = {
+        "matrix.md": outcome.markdown(),
+        "matrix.csv": outcome.csv(),
+        "matrix.html": outcome.html(),
+        "minimax.md": outcome.minimax(),
+    }
+    for name, text in texts.items():
+        store.log_text(run_id, text, name)
+    if found:
+        store.log_text(run_id, yaml.safe_dump(found, sort_keys=False), "tuned.yaml")
+    tracking.log_picture(store, run_id, outcome.picture(), "matrix.png")
+    return outcome
+
+
+def _tuned(
+    matrix: Matrix,
+    experiments: Mapping[str, Experiment],
+    fast: bool,
+    progress: Callable[[int, int, Cell | None], None],
+) -> dict[str, dict[str, Any]]:
+    """The strongest settings of each attack against each server; a search that is finished is not run again.
+
+    The searches share one seed that no cell runs with, so that the table shows what they found on unseen ones.
+    """
+    settings = {"metric": matrix.metric, "jobs": matrix.jobs} | (matrix.tune or {})
+    studies = {}
+    for name, experiment in experiments.items():
+        if experiment.attack is not None and tunables(type(experiment.attack)):
+            with errors_under(name):
+                own = experiment.override({"seed": max(matrix.seeds) + 1, "seeds": [], "sweep": settings})
+            studies[name] = own.faster() if fast else own
+    found = {}
+    progress(0, len(studies), None)
+    for number, (name, experiment) in enumerate(studies.items(), 1):
+        with errors_under(name):
+            found[name] = strongest(experiment, name)
+        progress(number, len(studies), Cell(f"search: {name}", experiment.seed))
+    return found

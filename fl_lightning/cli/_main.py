@@ -1,0 +1,369 @@
+"""The command `fl-lightning`. Heavy imports wait until a command needs them."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+# Threads that wait must not spin for long on a core that others need: beside one busy process a round is three times faster so.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from fl_lightning.config import Experiment
+
+DESCRIPTION = "Measure how badly federated learning can be poisoned, and what stops it."
+EXAMPLES = """examples:
+  fl-lightning run mnist                              one tracked experiment
+  fl-lightning run mnist attack.boost=5 rounds=10     the same with changes
+  fl-lightning run --resume RUN_ID                    go on after a kill
+  fl-lightning sweep mnist_backdoor sweep.trials=20   search the strongest attack
+  fl-lightning ui                                     look at all of it in the browser
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        "fl-lightning", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(action=action)
+        return sub
+
+    def add_experiment(sub: argparse.ArgumentParser, optional: bool) -> None:
+        what = "a name from `fl-lightning list experiment`, or a YAML file"
+        sub.add_argument("experiment", metavar="EXPERIMENT", nargs="?" if optional else None, help=what)
+        sub.add_argument("overrides", metavar="path=value", nargs="*", help="changes, such as attack.boost=5")
+        sub.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+
+    run = add("run", _run, "run one experiment, tracked in MLflow")
+    add_experiment(run, optional=True)
+    run.add_argument("--resume", metavar="RUN_ID", help="continue a run that was killed")
+    run.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    sweep = add("sweep", _sweep, "search the strongest attack, or the best defense, with Optuna")
+    add_experiment(sweep, optional=False)
+    sweep.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    matrix = add("matrix", _matrix, "cross attacks with servers over several seeds")
+    matrix.add_argument("matrix", metavar="MATRIX", help="a name from configs/matrix/, or a YAML file")
+    matrix.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    matrix.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    papers = add("reproduce", _reproduce, "run the papers' tables and figures again and judge their claims")
+    papers.add_argument(
+        "tables",
+        metavar="PAPER[:TABLE]",
+        nargs="*",
+        help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
+    )
+    papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
+    papers.add_argument("--jobs", type=_jobs, default=2, help="worker processes; ray: on a Ray cluster")
+    papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    papers.add_argument(
+        "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
+    )
+    papers.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, last on stdout")
+    listing = add("list", _list, "list what a slot can hold")
+    listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
+    show = add("show", _show, "print the resolved configuration of an experiment as YAML")
+    add_experiment(show, optional=False)
+    data = add("data", _data, "get data sets, or list what is there")
+    data.add_argument("verb", choices=["get", "list"])
+    data.add_argument("names", metavar="NAME", nargs="*", help="data sets to get")
+    models = add("models", _models, "registered poisoned models: list, show, compare, export, analyze")
+    models.add_argument("verb", choices=["list", "show", "compare", "export", "analyze"])
+    models.add_argument(
+        "names", metavar="NAME", nargs="*", help="NAME, NAME@ALIAS or NAME/VERSION; for export then a folder"
+    )
+    models.add_argument("--attack", help="list only models of this attack")
+    models.add_argument("--aggregator", help="list only models against this aggregator")
+    models.add_argument("--against", metavar="NAME", help="analyze: the clean model; its attack-free twin if not given")
+    models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
+    ui = add("ui", _ui, "open the MLflow UI on the runs")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1")
+    return top
+
+
+def _jobs(text: str) -> "int | Literal['ray']":
+    """`ray`, or a number of processes."""
+    return "ray" if text == "ray" else int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 for bad input, 1 for a run that failed, 130 for an interrupt."""
+    options = parser().parse_args(arguments)
+    from fl_lightning.errors import ConfigError
+
+    try:
+        return int(options.action(options))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; `fl-lightning run --resume RUN_ID` or the same sweep goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _load(options: argparse.Namespace) -> "Experiment":
+    from fl_lightning.config import load
+
+    experiment = load(options.experiment, options.overrides)
+    return experiment.faster() if options.fast else experiment
+
+
+def _watch(experiment: "Experiment") -> list[Any]:
+    from fl_lightning.cli._progress import RoundProgress
+    from fl_lightning.tracking import run_name
+
+    return [RoundProgress(run_name(experiment))]
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fl_lightning.errors import ConfigError
+
+    if bool(options.resume) == bool(options.experiment):
+        raise ConfigError("give an EXPERIMENT or --resume RUN_ID, one of the two")
+    if options.resume and (options.overrides or options.fast):
+        raise ConfigError("--resume takes everything from the run; it can be given no changes")
+    from fl_lightning import runs
+    from fl_lightning.cli._tables import print_outcome
+
+    if options.resume:
+        outcome = runs.resume(options.resume, _watch)
+    else:
+        experiment = _load(options)
+        outcome = runs.run(experiment, _label(options.experiment), _watch)
+    print_outcome(outcome)
+    if options.json:
+        print(json.dumps(outcome.to_dict()))
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from fl_lightning.cli._progress import SearchProgress
+    from fl_lightning.cli._tables import print_sweep
+    from fl_lightning.search import sweep
+
+    experiment = _load(options)
+    progress = SearchProgress(experiment.sweep.metrics[0])
+    outcome = sweep(experiment, _label(options.experiment), _watch, progress)
+    print_sweep(outcome, experiment)
+    if options.json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(outcome)))
+    return 0
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from rich.markdown import Markdown
+    from rich.table import Table
+
+    from fl_lightning._matrix import load_matrix, run_matrix
+    from fl_lightning.cli._progress import CampaignProgress
+    from fl_lightning.cli._tables import wide_console
+
+    matrix = load_matrix(options.matrix)
+    outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
+    console = wide_console()
+    attacks = list(matrix.attacks)
+    table = Table(matrix.metric, *attacks, "accuracy without attack", box=None)
+    for server in matrix.servers:
+        cells = [str(outcome.cell(attack, server) or "-") for attack in attacks]
+        worst = outcome.worst(server)
+        shown = [
+            f"[bold]{cell}[/bold]" if attack == worst else cell for attack, cell in zip(attacks, cells, strict=True)
+        ]
+        table.add_row(server, *shown, str(outcome.cell("no attack", server, "global/accuracy") or "-"))
+    console.print(table)
+    for failure in outcome.campaign.failures.values():
+        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
+    console.print(f"bold: the strongest attack on each server; the best worst case: {outcome.safest()}")
+    console.print(Markdown(outcome.minimax()) if console.is_terminal else outcome.minimax(), soft_wrap=True)
+    console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.json:
+        rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
+        print(json.dumps(rows))
+    return 1 if outcome.campaign.failures else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from fl_lightning.cli._progress import CampaignProgress
+    from fl_lightning.cli._tables import wide_console
+    from fl_lightning.papers import find_tables, plain, reproduce, write_verdicts
+
+    console = wide_console()
+    tables = find_tables([] if options.tables == ["all"] else options.tables)
+    listing = Table("table", "claims", "quick, min", "full, min", "what it shows", box=None)
+    for name, one in tables.items():
+        minutes = [f"{one.sizes[size].minutes:g}" if size in one.sizes else "-" for size in ("quick", "full")]
+        listing.add_row(name, str(len(list(one.claims()))), *minutes, one.title)
+    console.print(listing)
+    if not options.tables:
+        console.print("run one: fl-lightning reproduce PAPER[:TABLE]; all quick ones: fl-lightning reproduce all")
+        return 0
+    expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
+    console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
+    tables = {name: one for name, one in tables.items() if options.size in one.sizes}
+    progress = CampaignProgress(f"reproduce {' '.join(options.tables)}")
+    outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
+    table = Table("claim", "", "printed", "measured", "verdict", box=None)
+    for row in outcome.rows():
+        table.add_row(*row)
+    console.print(table)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
+    console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
+    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.write:
+        write_verdicts(outcome, options.write)
+    if options.json:
+        print(json.dumps({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)}))
+    return 1 if outcome.failures else 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from fl_lightning.callbacks import CALLBACKS
+    from fl_lightning.cli._tables import wide_console
+    from fl_lightning.config import experiment_names
+    from fl_lightning.registry import SLOTS, registry
+
+    console = wide_console()
+    slots = [options.slot] if options.slot else ["experiment", *SLOTS, "callback"]
+    for slot in slots:
+        table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
+        if slot == "experiment":
+            rows = [(name, _first_comment(name)) for name in experiment_names()]
+        elif slot == "callback":
+            rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in sorted(CALLBACKS.items())]
+        else:
+            rows = [(cls.name, cls.summary()) for cls in registry(slot)]
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    return 0
+
+
+def _first_comment(name: str) -> str:
+    from fl_lightning.paths import CONFIGS
+
+    first = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _show(options: argparse.Namespace) -> int:
+    from fl_lightning.config import dump
+
+    print(dump(_load(options)), end="")
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from fl_lightning import data
+    from fl_lightning.cli._tables import wide_console
+    from fl_lightning.errors import ConfigError
+
+    console = wide_console()
+    if options.verb == "get":
+        if not options.names:
+            raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
+        for name in options.names:
+            data.get(name, lambda line: console.print(line, soft_wrap=True, highlight=False))
+        return 0
+    table = Table("data set", "train", "test", "input", "classes", "where", box=None)
+    for one in data.status():
+        kind = str(one.classes) if one.task == "classification" else one.task
+        shape = "x".join(map(str, one.shape))
+        where = one.where or f"not here; fl-lightning data get {one.name}"
+        table.add_row(one.name, f"{one.train:,}", f"{one.test:,}", shape, kind, where)
+    console.print(table)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from fl_lightning.cli._models import models
+
+    return models(options)
+
+
+def _ui(options: argparse.Namespace) -> int:
+    import socket
+    import subprocess
+
+    from fl_lightning.errors import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            reason = f"cannot listen on {options.host}:{options.port} ({error.strerror}); try --port {options.port + 1}"
+            raise ConfigError(reason) from None
+    from fl_lightning import tracking
+    from fl_lightning.paths import runs_folder
+
+    tracking.client()
+    uri = tracking.tracking_uri()
+    if uri.startswith("http"):
+        print(f"MLflow runs at {uri}", flush=True)
+        dashboard = _dashboard(options.host, options.port)
+        return dashboard.wait() if dashboard else 0
+    print(f"MLflow UI on http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
+    place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    if uri.startswith("sqlite:"):
+        place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here is scored online
+    dashboard = _dashboard(options.host, options.port + 1)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=quiet, check=False
+        ).returncode
+    finally:
+        if dashboard:
+            dashboard.terminate()
+
+
+def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
+    """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
+    import subprocess
+    from importlib.util import find_spec
+
+    from fl_lightning.search import studies_url
+
+    studies = studies_url()
+    if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
+        return None
+    if find_spec("optuna_dashboard") is None:
+        print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)
+        return None
+    print(f"Optuna dashboard on http://{host}:{port}", flush=True)
+    program = "from optuna_dashboard._cli import main; main()"
+    place = [studies, "--host", host, "--port", str(port)]
+    return subprocess.Popen([sys.executable, "-c", program, *place], stdout=subprocess.DEVNULL)
+
+
+def _label(experiment: str) -> str:
+    return os.path.splitext(os.path.basename(experiment))[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the commands print: figures as tables."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fl_lightning.config import Experiment
+from fl_lightning.metrics import interval
+from fl_lightning.runs import Outcome
+from fl_lightning.search import SweepOutcome
+
+__all__ = ["print_outcome", "print_sweep", "wide_console"]
+
+
+def wide_console() -> Console:
+    """Of the terminal's width; wide elsewhere, so that names can be copied from a file."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """The figures of a run, with intervals where it had several seeds."""
+    console = wide_console()
+    table = Table(
+        "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
+    )
+    for name, value in sorted(outcome.metrics.items()):
+        values = [one.metrics[name] for one in outcome.seeds]
+        shown = str(interval(values)) if values else f"{value:.4g}"
+        if not name.startswith("time/") or name == "time/round":
+            table.add_row(name, shown)
+    console.print(table)
+    if outcome.stopped:
+        console.print(f"stopped early: {outcome.stopped}", soft_wrap=True)
+    if outcome.registered_model:
+        console.print(f"registered: {outcome.registered_model}", soft_wrap=True)
+    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+
+
+def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
+    """The best trials of a search, and what its winner is worth on unseen seeds."""
+    console = wide_console()
+    metrics = experiment.sweep.metrics
+    title = "Pareto front" if len(metrics) > 1 else "best trials"
+    table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")
+    rows = [row for row in outcome.trials if row["front"]] or outcome.trials[:5]
+    for row in rows:
+        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["changes"].items())
+        state = row["state"] if row["feasible"] else "breaks a constraint"
+        figures = [_short(value) for value in row["values"] or [""] * len(metrics)]
+        table.add_row(str(row["number"]), *figures, state, settings)
+    console.print(table)
+    if outcome.searched is None:
+        console.print("no trial held the constraints; the figures are those of the one that missed them least")
+    seeds = len(experiment.sweep.confirm_seeds)
+    result = Table("", *metrics, box=None, title=f"{outcome.what} found", title_justify="left")
+    if outcome.searched:
+        result.add_row("in the search (optimistic)", *(f"{outcome.searched[metric]:.3f}" for metric in metrics))
+    result.add_row(f"on {seeds} unseen seeds", *(str(outcome.confirmed[metric]) for metric in metrics))
+    result.add_row(f"configured {outcome.what}, same seeds", *(str(outcome.default[metric]) for metric in metrics))
+    console.print(result)
+    console.print(f"{outcome.verdict} (paired difference in {metrics[0]}: {outcome.gain})", soft_wrap=True)
+    console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")
+    if outcome.registered_model:
+        name = outcome.registered_model.rpartition("/")[0]
+        console.print(f"registered: {outcome.registered_model}; load it: models:/{name}@strongest", soft_wrap=True)
+    console.print(f"study {outcome.study}, run {outcome.run_id}; look closer: make ui", soft_wrap=True, highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

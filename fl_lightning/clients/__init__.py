@@ -1,0 +1,24 @@
+"""Local training: a client's settings and optimizer, and the LightningModules that train one client or many in lock step."""
+
+from fl_lightning.clients._dense_stack import DenseStack
+from fl_lightning.clients._lock_step import ClientCohort, CohortBatch, LockStep, loops_over_clients
+from fl_lightning.clients._module import ClientModule, LocalTraining
+from fl_lightning.clients._optimizers import REGISTRIES, Adam, Optimizer, Sgd
+from fl_lightning.clients._settings import CallbackConfig, Client, batch_plan
+
+__all__ = [
+    "REGISTRIES",
+    "Adam",
+    "CallbackConfig",
+    "Client",
+    "ClientCohort",
+    "ClientModule",
+    "CohortBatch",
+    "DenseStack",
+    "LocalTraining",
+    "LockStep",
+    "Optimizer",
+    "Sgd",
+    "batch_plan",
+    "loops_over_clients",
+]

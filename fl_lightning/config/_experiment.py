@@ -1,0 +1,249 @@
+"""The configuration of an experiment: load, override, validate, dump.
+
+An `Experiment` is built from YAML or a mapping. A string in a slot names `configs/<slot>/<string>.yaml`, a mapping stands
+for itself, `path=value` overrides come last. Everything that can be known without data is checked here.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from fl_lightning.aggregators import Aggregator, Mean
+from fl_lightning.attacks import Attack
+from fl_lightning.clients import Client, Sgd
+from fl_lightning.config._settings import Evaluation, SweepSettings, Tracking
+from fl_lightning.data import Data
+from fl_lightning.defenses import Defense
+from fl_lightning.engines import Engine, TrainerSettings, Vectorized
+from fl_lightning.errors import ConfigError, errors_under, explain, suggest
+from fl_lightning.models import Mlp, Model
+from fl_lightning.participation import Full, Participation
+from fl_lightning.partition import Degree, Partition
+from fl_lightning.paths import CONFIGS
+from fl_lightning.registry import Slot, named_config, to_plain
+from fl_lightning.server import Server
+
+FAST_ROUNDS, FAST_TRIALS = 2, 3
+
+
+ASIDE = ("paper", "sweep", "tracking")
+"""Settings that no figure of a run depends on."""
+
+
+class Experiment(BaseModel):
+    """A complete experiment; see the canonical one in `configs/experiment/mnist.yaml`.
+
+    Attributes:
+        seed: everything random follows from it.
+        seeds: several runs under one parent, one a seed; empty: one run with `seed`.
+        rounds: communication rounds.
+        fast: synthetic data of the same shapes (set by `--fast`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    seed: int = Field(default=0, ge=0)
+    seeds: tuple[int, ...] = ()
+    rounds: int = Field(default=30, ge=1)
+    fast: bool = False
+    paper: str | None = None
+    data: Annotated[Data, Slot("data")]
+    partition: Annotated[Partition, Slot("partition")] = Field(
+        default_factory=lambda: Degree(clients=50, p=0.5, samples_per_client=600)
+    )
+    participation: Annotated[Participation, Slot("participation")] = Field(default_factory=Full)
+    model: Annotated[Model, Slot("model")] = Field(default_factory=Mlp)
+    client: Client = Field(default_factory=Client)
+    attack: Annotated[Attack, Slot("attack")] | None = None
+    defenses: dict[str, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
+    aggregator: Annotated[Aggregator, Slot("aggregator")] = Field(default_factory=Mean)
+    server: Server = Field(default_factory=Server)
+    engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Vectorized)
+    trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    tracking: Tracking = Field(default_factory=Tracking)
+    sweep: SweepSettings = Field(default_factory=SweepSettings)
+
+    @field_validator("client", "sweep", mode="before")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        slot = str(info.field_name)
+        settings = named_config(slot, value)
+        if settings is None:
+            names = [path.stem for path in (CONFIGS / slot).glob("*.yaml")]
+            raise ConfigError(f"unknown {slot} {value!r}; {suggest(value, names)}")
+        return settings
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Experiment":
+        """Refuse combinations that cannot run."""
+        n_clients = self.partition.clients
+        with _at("participation"):
+            self.participation.check(n_clients)
+        with _at("aggregator"):
+            self.aggregator.check(self.participation.per_round(n_clients))
+        for label, defense in self.defenses.items():
+            with _at(f"defenses.{label}"):
+                defense.check(self.aggregator, validation=self.data.validation > 0)
+        if self.evaluation.effect:
+            self._check_effect()
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
+        return self
+
+    def _check_effect(self) -> None:
+        if not self.evaluation.twin:
+            raise ConfigError("needs the attack-free twin: set evaluation.twin to true", "evaluation.effect")
+        optimizer = self.client.optimizer
+        if not isinstance(optimizer, Sgd) or optimizer.momentum or optimizer.weight_decay:
+            settings = ", ".join(f"{key}={value}" for key, value in optimizer.to_dict().items())
+            raise ConfigError(
+                f"the prediction is that of sgd without momentum and weight decay, got {settings}", "evaluation.effect"
+            )
+        if self.server.optimizer != "sgd":
+            raise ConfigError(
+                f"the prediction is that of server.optimizer sgd, got {self.server.optimizer}", "evaluation.effect"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain values; `load` makes the same experiment from it."""
+        return {name: to_plain(getattr(self, name)) for name in type(self).model_fields}
+
+    def override(self, changes: Mapping[str, Any]) -> "Experiment":
+        """A newly validated experiment with dotted paths changed: `{"attack.boost": 5.0}`.
+
+        Raises:
+            ConfigError: a path that does not exist, or a value that does not validate.
+        """
+        tree = self.to_dict()
+        for path, value in changes.items():
+            _set(tree, path, value)
+        return load(tree)
+
+    def faster(self) -> "Experiment":
+        """The same experiment on synthetic data, with few rounds and trials: to see that it runs at all."""
+        cap = max(1, len(self.data.synthetic().train) // self.partition.clients)
+        samples = min(cap, self.partition.samples_per_client or cap)
+        sweep = replace(self.sweep, trials=min(self.sweep.trials, FAST_TRIALS), confirm_seeds=(1001,))
+        return self.model_copy(
+            update={
+                "fast": True,
+                "rounds": min(self.rounds, FAST_ROUNDS),
+                "partition": replace(self.partition, samples_per_client=samples),
+                "sweep": sweep,
+            }
+        )
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify the resolved configuration."""
+        return _hash(self.to_dict())
+
+    def fingerprint(self) -> str:
+        """Like `digest`, of what the figures of a run depend on: not of how it is tracked, or what a sweep would do with it."""
+        return _hash({name: value for name, value in self.to_dict().items() if name not in ASIDE})
+
+
+def _hash(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _at(path: str) -> Iterator[None]:
+    """Errors inside, also of plain checks, are those of the configuration at `path`."""
+    with errors_under(path):
+        try:
+            yield
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from the name of a file in `configs/experiment/`, a path to a YAML file, or a mapping.
+
+    Args:
+        source: where from.
+        overrides: `path=value` strings; values are YAML.
+
+    Raises:
+        ConfigError: with the path, the value received and what would be valid.
+    """
+    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml("experiment", str(source))
+    defaults: dict[str, Any] = {}
+    with suppress(ValidationError, ConfigError):  # the changes may be what makes it valid
+        defaults = Experiment(**tree).to_dict() if overrides else {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"an override is written path=value, got {override!r}")
+        try:
+            _set(tree, path.strip(), yaml.safe_load(text), defaults)
+        except yaml.YAMLError:
+            raise ConfigError(f"not a YAML value: {text!r}", path) from None
+    try:
+        return Experiment(**tree)
+    except ValidationError as error:
+        explain(error, Experiment.model_fields)
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved configuration as YAML: `load` reads it back to an equal experiment."""
+    return yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def experiment_names() -> list[str]:
+    """Names of the shipped experiments."""
+    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def read_yaml(kind: str, source: str) -> dict[str, Any]:
+    """The mapping in `configs/<kind>/<source>.yaml`, or in the file at the path `source`.
+
+    Raises:
+        ConfigError: no such file, or no mapping in it.
+    """
+    shipped = CONFIGS / kind / f"{source}.yaml"
+    path = shipped if shipped.is_file() else Path(source)
+    if not path.is_file():
+        names = [one.stem for one in (CONFIGS / kind).glob("*.yaml")]
+        raise ConfigError(f"no {kind} {source!r}, and no such file; {suggest(source, names)}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping, got {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, defaults: Mapping[str, Any] | None = None) -> None:
+    """Set a dotted path in a nested mapping; a name on the way is first replaced by the configuration that it names.
+
+    A component that the tree leaves out is taken from `defaults`, unless the path gives it another name.
+    """
+    *parents, last = path.split(".")
+    node, known = tree, {} if defaults is None or last == "name" else defaults
+    for depth, key in enumerate(parents):
+        child = node.get(key)
+        known = known.get(key) or {}
+        if isinstance(child, str):
+            slot = "defense" if depth and parents[depth - 1] == "defenses" else key
+            child = named_config(slot, child) or {"name": child}
+        if child is None:
+            child = copy.deepcopy(known)
+        if not isinstance(child, dict):
+            raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {child!r}, it has no key {last!r}", path)
+        node[key] = child
+        node = child
+    node[last] = value

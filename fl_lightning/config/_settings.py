@@ -1,0 +1,143 @@
+"""Settings of an experiment that are no components: when it is evaluated, what is kept, what is searched."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fl_lightning.errors import ConfigError
+from fl_lightning.parallel import Jobs
+from fl_lightning.registry import component
+
+Direction = Literal["maximize", "minimize"]
+
+
+@component
+class Evaluation:
+    """When the global model is evaluated, and whether beside its attack-free twin.
+
+    Attributes:
+        every: rounds between evaluations; the last round is always evaluated.
+        twin: run the same experiment without the attack in step and report the paired difference.
+        effect: beside the twin's exact difference of parameters report its first-order prediction, and how flat the loss is
+            along it; costs a Hessian-vector product for every local step.
+    """
+
+    every: int = Field(default=1, ge=1)
+    twin: bool = False
+    effect: bool = False
+
+
+@component
+class Tracking:
+    """What MLflow keeps.
+
+    Attributes:
+        experiment: name of the MLflow experiment.
+        register: whether the most successful poisoned model goes into the registry: `never`, `best` (only when it is
+            stronger than every registered version) or `always`.
+        checkpoint_every: rounds between checkpoints.
+        keep_rounds: rounds, from 0, whose global model is kept for the report on a registered model; at most 30, and those that
+            a run does not reach are not kept.
+        models: whether models and pictures are kept beside the figures; they take longer than a small run.
+    """
+
+    experiment: str = Field(default="fl_lightning", min_length=1)
+    register: Literal["never", "best", "always"] = "never"
+    checkpoint_every: int = Field(default=1, ge=1)
+    keep_rounds: tuple[int, ...] = Field(default=(), max_length=30)
+    models: bool = True
+
+    @model_validator(mode="after")
+    def _something_to_register(self) -> "Tracking":
+        if not self.models and (self.register != "never" or self.keep_rounds):
+            raise ValueError("without models there is nothing to register and no rounds to keep: set register to never")
+        return self
+
+
+@component
+class SweepSettings:
+    """The search for the strongest attack, or for the best defense.
+
+    Attributes:
+        trials: number of finished trials, pruned ones included.
+        jobs: worker processes; `ray`: one task a processor of the Ray cluster.
+        sampler: Optuna's sampler.
+        metric: a metric of the run, its mean over the last third of the evaluated rounds; several for a Pareto front.
+        direction: whether `metric` is to be large or small; one word for all metrics, or one for each.
+        constraints: metric -> bound, such as `global/accuracy: ">= 0.85"`.
+        space: dotted path -> range (`{low, high, log}`) or list of choices; the attack's own tunables where empty.
+        pruner: stops hopeless trials early; not where there are several metrics. `auto`: `wilcoxon` where a trial runs several
+            seeds, `halving` elsewhere.
+        seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
+        against: a registered model whose attack takes the place of the configured one, such as
+            `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
+        warm_start: after what is configured, the winners of so many earlier studies of the same attack, rule, model and data
+            are tried, the newest first; 0: a study that does not depend on what was searched before.
+        confirm_seeds: seeds on which the winner is run again; the search never sees them.
+    """
+
+    trials: int = Field(default=20, ge=1)
+    jobs: Jobs = 1
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2"] = "tpe"
+    metric: str | tuple[str, ...] = "attack/success"
+    direction: Direction | tuple[Direction, ...] = "maximize"
+    constraints: dict[str, str] = Field(default_factory=dict)
+    space: dict[str, Any] = Field(default_factory=dict)
+    pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
+    seeds: tuple[int, ...] = ()
+    against: str | None = None
+    warm_start: int = Field(default=1, ge=0)
+    confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics searched for, one or several."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """One direction a metric."""
+        return (self.direction,) * len(self.metrics) if isinstance(self.direction, str) else self.direction
+
+    @property
+    def chosen_pruner(self) -> str:
+        """The pruner, `auto` resolved."""
+        if self.pruner != "auto":
+            return self.pruner
+        return "wilcoxon" if self.seeds else "halving"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SweepSettings":
+        if not self.metrics or len(self.directions) != len(self.metrics):
+            raise ValueError(f"needs one direction for each metric, got {self.directions} for {self.metrics}")
+        if len(self.metrics) > 1 and self.sampler == "cmaes":
+            raise ValueError("the sampler cmaes knows one metric only; use tpe, gp, nsga2 or random")
+        if self.chosen_pruner != "none" and (self.chosen_pruner == "wilcoxon") != bool(self.seeds):
+            raise ValueError(
+                f"wilcoxon compares the seeds of a trial, all others its rounds; got pruner {self.pruner} "
+                f"and seeds {list(self.seeds)}"
+            )
+        both = sorted(set(self.seeds) & set(self.confirm_seeds))
+        if both or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ from each other and from confirm_seeds, got {list(self.seeds)}")
+        return self
+
+    @field_validator("constraints")
+    @classmethod
+    def _bounds(cls, value: dict[str, str]) -> dict[str, str]:
+        for metric, bound in value.items():
+            parse_bound(metric, bound)
+        return value
+
+
+def parse_bound(metric: str, bound: str) -> tuple[int, float]:
+    """`">= 0.85"` as (+1, 0.85), `"<= 2"` as (-1, 2.0).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    sign, _, number = bound.strip().partition(" ")
+    try:
+        return {">=": 1, "<=": -1}[sign], float(number)
+    except (KeyError, ValueError):
+        raise ConfigError(f"expected '>= number' or '<= number', got {bound!r}", metric) from None

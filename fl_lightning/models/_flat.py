@@ -1,0 +1,114 @@
+"""A network seen as a function of one parameter vector `[D]`: the form in which servers and attackers handle it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fl_lightning.data import Samples
+from fl_lightning.models._base import Loss
+from fl_lightning.models._losses import LOSSES, predict
+
+__all__ = ["FlatNetwork"]
+
+CHUNK = 4096
+"""Inputs that are scored at once: enough to keep the cores busy, little enough to stay in memory."""
+
+
+class FlatNetwork:
+    """The architecture of a federation and its loss, evaluated at any parameter vector.
+
+    Running statistics of normalisation layers, where a network keeps any, follow its parameters in the vector: they are
+    trained, aggregated, attacked and defended as the rest of it.
+
+    Args:
+        network: the architecture; its own parameters are only read by `vector`.
+        loss: name of the per-sample loss.
+
+    Attributes:
+        trained: how many entries of the vector, the first ones, are parameters; the rest are statistics.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss):
+        self.network = network
+        self.loss = loss
+        self._loss = LOSSES[loss]
+        tensors = self._tensors()
+        self.names = list(tensors)
+        self.shapes = [part.shape for part in tensors.values()]
+        self.sizes = [part.numel() for part in tensors.values()]
+        self.trained = sum(p.numel() for p in network.parameters())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters, then the buffers that are part of the model's state and hold real numbers."""
+        kept = self.network.state_dict(keep_vars=True)
+        buffers = {name: part for name, part in self.network.named_buffers() if name in kept}
+        statistics = {name: part for name, part in buffers.items() if part.is_floating_point()}
+        return {**dict(self.network.named_parameters()), **statistics}
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters D."""
+        return sum(self.sizes)
+
+    def vector(self) -> Tensor:
+        """`[D]` a copy of the network's current parameters."""
+        return torch.cat([part.detach().flatten() for part in self._tensors().values()])
+
+    def split(self, theta_D: Tensor) -> dict[str, Tensor]:
+        """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""
+        parts = torch.split(theta_D, self.sizes, dim=-1)
+        named = zip(self.names, parts, self.shapes, strict=True)
+        return {name: part.view(*theta_D.shape[:-1], *shape) for name, part, shape in named}
+
+    @torch.no_grad()
+    def load_(self, theta_D: Tensor) -> nn.Module:
+        """Copy a vector into the network's own parameters and return the network."""
+        for own, part in zip(self._tensors().values(), self.split(theta_D).values(), strict=True):
+            own.copy_(part)
+        return self.network
+
+    def scores(self, theta_D: Tensor, x: Tensor) -> Tensor:
+        """`[n, K]` scores in eval mode, without gradients."""
+        parameters = self.split(theta_D)
+        with self.eval_mode(), torch.inference_mode():
+            return torch.cat([functional_call(self.network, parameters, (part,)) for part in torch.split(x, CHUNK)])
+
+    def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
+        """`[n]` per-sample losses in eval mode, without gradients."""
+        return self._loss(self.scores(theta_D, samples.x), samples.y)
+
+    def accuracy(self, theta_D: Tensor, samples: Samples) -> float:
+        """Share of samples classified as `samples.y`."""
+        return float((predict(self.scores(theta_D, samples.x)) == samples.y).double().mean())
+
+    def gradient(self, theta_D: Tensor, samples: Samples) -> Tensor:
+        """`[D]` gradient of the mean loss over all samples, in eval mode."""
+        theta_D = theta_D.detach().requires_grad_()
+        total_D = torch.zeros_like(theta_D)
+        with self.eval_mode(), torch.enable_grad():
+            for x, y in zip(torch.split(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
+                loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
+                total_D += torch.autograd.grad(loss, theta_D)[0]
+        return total_D
+
+    def hessian_product(self, theta_D: Tensor, samples: Samples, vector_D: Tensor) -> tuple[Tensor, Tensor]:
+        """`[D]` gradient and `[D]` Hessian times a vector of the mean loss, in eval mode; without the Hessian itself."""
+        theta_D = theta_D.detach().requires_grad_()
+        with self.eval_mode(), torch.enable_grad():
+            loss = self._loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
+            (gradient_D,) = torch.autograd.grad(loss, theta_D, create_graph=True)
+            (product_D,) = torch.autograd.grad(gradient_D @ vector_D, theta_D)
+        return gradient_D.detach(), product_D
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """The network in eval mode, for the length of a with block."""
+        before = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(before)

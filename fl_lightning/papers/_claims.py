@@ -1,0 +1,328 @@
+"""What a table or figure of a paper claims, and the rule by which measured runs confirm or refute it."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fl_lightning.metrics import Interval, interval
+
+__all__ = [
+    "VERDICTS",
+    "Bound",
+    "Claim",
+    "Order",
+    "PaperTable",
+    "Printed",
+    "Reading",
+    "Size",
+    "TableCell",
+    "Verdict",
+    "verdict",
+]
+
+Verdict = Literal["confirmed", "stronger", "weaker", "not reproduced", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("confirmed", "stronger", "weaker", "not reproduced", "undecided")
+Window = Literal["last", "third", "half", "all"] | int | tuple[int, int]
+
+
+class TableCell(NamedTuple):
+    """A row and a column of a table: one experiment, run with several seeds."""
+
+    row: str
+    column: str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reading(_Strict):
+    """Which figure of a run counts.
+
+    Attributes:
+        metric: a metric of the run.
+        over: the rounds that it is averaged over: the last one, the last third or half of all, all, round n (from 1), or
+            rounds n to m. A column of the table may say otherwise.
+    """
+
+    metric: str = "attack/success"
+    over: Window = "last"
+
+
+class Printed(Reading):
+    """Printed values, compared one by one.
+
+    Attributes:
+        id: claims are numbered `id.1`, `id.2`, ... row by row.
+        printed: row -> one value a column; None where the paper has none.
+        strong: whether a high or a low value is the stronger result of the row's method.
+        tolerance: differences up to it count as none.
+    """
+
+    id: str
+    printed: dict[str, tuple[float | None, ...]]
+    strong: Literal["high", "low"] = "high"
+    tolerance: float = Field(default=0.05, gt=0)
+
+
+class Order(Reading):
+    """One row above another, seed by seed.
+
+    Attributes:
+        id: of the claim; numbered by column where rows are compared in every column.
+        says: the claim in words.
+        higher: a row, or `row | column`.
+        lower: likewise.
+        factor: how many times as high.
+        margin: by how much it may lie below that all the same.
+        matters: an advantage that is surely smaller than this counts as none.
+        log: compare logarithms, for positive figures that differ by orders of magnitude; the margin does not count then.
+    """
+
+    id: str
+    says: str
+    higher: str
+    lower: str
+    factor: float = Field(default=1.0, gt=0)
+    margin: float = Field(default=0.0, ge=0)
+    matters: float = Field(default=0.0, ge=0)
+    log: bool = False
+
+    def difference(self, higher: float, lower: float) -> float:
+        """How far the claim holds for one seed; above 0 it does."""
+        if self.log:
+            return math.log(higher) - math.log(self.factor * lower)
+        return higher - self.factor * lower + self.margin
+
+
+class Bound(Reading):
+    """A limit that a row keeps in every column.
+
+    Attributes:
+        id: of the claim; numbered by column.
+        says: the claim in words.
+        row: a row, or `row | column`.
+        at_least: lower limit, or None.
+        at_most: upper limit, or None.
+    """
+
+    id: str
+    says: str
+    row: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Bound":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.id}: give either at_least or at_most")
+        return self
+
+
+class Size(_Strict):
+    """How large a table is run.
+
+    Attributes:
+        seeds: every cell runs with each of them.
+        minutes: measured time on two cores.
+        changes: of the base, by dotted path.
+        rows: row -> further changes of this row, stronger than its own.
+        leave_out: rows that this size does not run; claims about them get no verdict.
+    """
+
+    seeds: tuple[int, ...] = Field(min_length=2)
+    minutes: float = Field(gt=0)
+    changes: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+    """One decidable claim.
+
+    Attributes:
+        id: its number.
+        says: the claim in words.
+        printed: the paper's value, or None where the claim is an order.
+        cells: the one or two cells that it is about.
+        readings: the figure of each cell that counts.
+        rule: the `Printed`, `Order` or `Bound` that it comes from.
+    """
+
+    id: str
+    says: str
+    printed: float | None
+    cells: tuple[TableCell, ...]
+    readings: tuple[Reading, ...]
+    rule: Printed | Order | Bound
+
+
+class PaperTable(_Strict):
+    """A table or figure of a paper as experiments and claims; see `configs/paper/`.
+
+    Attributes:
+        title: what it shows.
+        setting: the paper's setting, what it leaves open, and what was chosen here.
+        base: name of an experiment, or its slots inline.
+        rows: label -> changes of the base by slot or dotted path; usually attacks or defences.
+        columns: label -> further changes, and `over` where a column is a point in time of the same run.
+        sizes: `quick` and `full`.
+        printed: values to compare.
+        orders: rows to compare with each other.
+        bounds: limits to keep.
+    """
+
+    title: str
+    setting: str
+    base: str | dict[str, Any]
+    rows: dict[str, dict[str, Any]] = Field(min_length=1)
+    columns: dict[str, dict[str, Any]] = Field(default={"": {}}, min_length=1)
+    sizes: dict[Literal["quick", "full"], Size]
+    printed: tuple[Printed, ...] = ()
+    orders: tuple[Order, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "PaperTable":
+        for own in self.printed:
+            for row, values in own.printed.items():
+                self._cells(row)
+                if len(values) != len(self.columns):
+                    raise ValueError(
+                        f"{own.id}, {row!r}: expected {len(self.columns)} printed values, got {len(values)}"
+                    )
+        for name in [
+            *(row for size in self.sizes.values() for row in (*size.rows, *size.leave_out)),
+            *(end for one in self.orders for end in (one.higher, one.lower)),
+            *(one.row for one in self.bounds),
+        ]:
+            self._cells(name)
+        return self
+
+    def _cells(self, name: str) -> list[TableCell]:
+        """The cells of a row, or of `row | column`."""
+        row, bar, column = name.partition(" | ")
+        if row not in self.rows or (bar and column not in self.columns):
+            raise ValueError(f"no cell {name!r}; rows are {list(self.rows)}, columns {list(self.columns)}")
+        return [TableCell(row, column)] if bar else [TableCell(row, each) for each in self.columns]
+
+    def claims(self) -> Iterator[Claim]:
+        """All claims, numbered."""
+        for own in self.printed:
+            values = [
+                (cell, value)
+                for row, of_row in own.printed.items()
+                for cell, value in zip(self._cells(row), of_row, strict=True)
+                if value is not None
+            ]
+            for number, (cell, value) in enumerate(values, 1):
+                says = f"{own.metric} of {_label(cell)}"
+                yield Claim(f"{own.id}.{number}", says, value, (cell,), self._readings(own, cell), own)
+        for order in self.orders:
+            pairs = list(zip(self._cells(order.higher), self._cells(order.lower), strict=True))
+            for number, (high, low) in enumerate(pairs, 1):
+                where = f" ({high.column})" if len(pairs) > 1 else ""
+                name = f"{order.id}.{number}" if len(pairs) > 1 else order.id
+                yield Claim(name, order.says + where, None, (high, low), self._readings(order, high, low), order)
+        for bound in self.bounds:
+            cells = self._cells(bound.row)
+            for number, cell in enumerate(cells, 1):
+                where = f" ({cell.column})" if len(cells) > 1 else ""
+                name = f"{bound.id}.{number}" if len(cells) > 1 else bound.id
+                limit = bound.at_most if bound.at_least is None else bound.at_least
+                yield Claim(name, bound.says + where, limit, (cell,), self._readings(bound, cell), bound)
+
+    def _readings(self, reading: Reading, *cells: TableCell) -> tuple[Reading, ...]:
+        windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
+        return tuple(Reading(metric=reading.metric, over=over) for over in windows)
+
+
+def _label(cell: TableCell) -> str:
+    return f"{cell.row}, {cell.column}" if cell.column else cell.row
+
+
+def read(history: Mapping[int, float], rounds: int, over: Window) -> float | None:
+    """Mean of a metric over a window of rounds; None where it was not measured there.
+
+    Args:
+        history: round (from 0) -> value.
+        rounds: of the run.
+        over: see `Reading`.
+    """
+    if not history:
+        return None
+    match over:
+        case "last":
+            first, last = max(history), max(history)
+        case "third":
+            first, last = rounds - math.ceil(rounds / 3), rounds - 1
+        case "half":
+            first, last = rounds // 2, rounds - 1
+        case "all":
+            first, last = 0, rounds - 1
+        case int():
+            first = last = over - 1
+        case (start, stop):
+            first, last = start - 1, stop - 1
+    within = [value for step, value in history.items() if first <= step <= last]
+    return math.fsum(within) / len(within) if within else None
+
+
+def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interval | None, Verdict]:
+    """Whether the runs bear a claim out.
+
+    With m the mean over the seeds and h the half-width of its 95 % interval (Student's t):
+
+    * a printed value v is *confirmed* if |m - v| is at most the tolerance or h; beyond it, *stronger* or *weaker* by its sign;
+      *not reproduced* if it falls short by more than four tolerances and more than half of v; *undecided* if h exceeds four
+      tolerances;
+    * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
+      above 0, else *not reproduced* if it lies below the smallest difference that matters (0 unless the claim says so) or all are
+      0, else *undecided*;
+    * a limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
+
+    Args:
+        claim: what is claimed.
+        values: for each cell of the claim its figure by seed.
+
+    Returns:
+        The measured interval (of the difference, for an order) and the verdict; None and `undecided` where nothing was measured.
+    """
+    seeds = sorted(set.intersection(*(set(of_cell) for of_cell in values)))
+    if not seeds:
+        return None, "undecided"
+    rule = claim.rule
+    if isinstance(rule, Order):
+        found = interval([rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
+        return found, _above(found, rule.matters)
+    found = interval([values[0][seed] for seed in seeds])
+    if isinstance(rule, Bound):
+        if rule.at_least is not None:
+            return found, _keeps(found.mean - rule.at_least, found.half)
+        return found, _keeps(float(rule.at_most or 0.0) - found.mean, found.half)
+    printed = float(claim.printed or 0.0)
+    half = 0.0 if math.isnan(found.half) else found.half
+    if half > 4 * rule.tolerance:
+        return found, "undecided"
+    gain = found.mean - printed if rule.strong == "high" else printed - found.mean
+    if abs(gain) <= max(rule.tolerance, half):
+        return found, "confirmed"
+    if gain > 0:
+        return found, "stronger"
+    return found, "not reproduced" if -gain > max(4 * rule.tolerance, abs(printed) / 2) else "weaker"
+
+
+def _above(found: Interval, matters: float) -> Verdict:
+    if found.mean - found.half > 0:
+        return "confirmed"
+    top = found.mean + found.half
+    return "not reproduced" if top <= 0 or top < matters else "undecided"
+
+
+def _keeps(room: float, half: float) -> Verdict:
+    half = 0.0 if math.isnan(half) else half
+    if room >= half:
+        return "confirmed"
+    return "not reproduced" if room < -half else "undecided"

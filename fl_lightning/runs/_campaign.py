@@ -1,0 +1,166 @@
+"""Many named experiments as one: run in parallel, under one MLflow parent, continued where it was left."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mlflow import MlflowClient
+
+from fl_lightning import runs, tracking
+from fl_lightning.config import Experiment
+from fl_lightning.errors import ConfigError
+from fl_lightning.parallel import Jobs, exclusive, share_cores, side_by_side
+from fl_lightning.paths import runs_folder
+from fl_lightning.runs._run import Outcome
+
+__all__ = ["Campaign", "Cell", "run_campaign"]
+
+
+DEATHS = 3
+"""How often worker processes may die before the runs that are left are given up."""
+
+
+class Cell(NamedTuple):
+    """One run of a campaign: a named experiment with a seed."""
+
+    name: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What a campaign came to.
+
+    Attributes:
+        run_id: the MLflow parent.
+        outcomes: one a cell, in the order of the experiments and seeds.
+        failures: why a cell has no outcome.
+    """
+
+    run_id: str
+    outcomes: dict[Cell, Outcome]
+    failures: dict[Cell, str]
+
+    def values(self, name: str, metric: str) -> dict[int, float]:
+        """A metric of a named experiment by seed, where it was measured."""
+        return {
+            cell.seed: outcome.metrics[metric]
+            for cell, outcome in self.outcomes.items()
+            if cell.name == name and metric in outcome.metrics
+        }
+
+
+def run_campaign(
+    experiments: Mapping[str, Experiment],
+    title: str,
+    jobs: Jobs = 1,
+    progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
+    reuse: bool = False,
+) -> Campaign:
+    """Run every experiment with each of its seeds.
+
+    The same experiments under the same title continue the same parent run: what is finished is not run again, what was killed
+    goes on from its checkpoint, what failed is tried again. One failed cell does not stop the others.
+
+    Args:
+        experiments: by name; each runs with its `seeds`, or with its `seed`.
+        title: name of the parent run.
+        jobs: worker processes, or `ray`.
+        progress: told how many of all cells are done, and which one was last.
+        reuse: take finished runs with the same fingerprint from other campaigns, too.
+
+    Raises:
+        ConfigError: no experiments, or the same campaign runs in another process.
+    """
+    cells = {Cell(name, seed): one for name, all_ in experiments.items() for seed, one in _by_seed(all_).items()}
+    if not cells:
+        raise ConfigError("a campaign needs at least one experiment")
+    text = json.dumps([title, {name: one.digest() for name, one in experiments.items()}], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    store = tracking.client()
+    outcomes: dict[Cell, Outcome] = {}
+    failures: dict[Cell, str] = {}
+    with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
+        parent = _parent(store, next(iter(experiments.values())), title, key)
+        known = _children(parent)
+        if reuse:
+            finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
+            keys = {cell: one.fingerprint() for cell, one in cells.items()}
+            known |= {cell: finished_runs[key] for cell, key in keys.items() if key in finished_runs}
+        progress(0, len(cells), None)
+        for cell, finished in _work(cells, known, parent, jobs):
+            if isinstance(finished, Outcome):
+                outcomes[cell] = finished
+            else:
+                failures[cell] = finished
+            progress(len(outcomes) + len(failures), len(cells), cell)
+        tracking.end_children(parent, "KILLED", "its process was killed")
+        tracking.end_run(
+            store, parent, "FINISHED" if not failures else "FAILED", "; ".join(sorted(set(failures.values())))
+        )
+    return Campaign(parent, {cell: outcomes[cell] for cell in cells if cell in outcomes}, failures)
+
+
+def _by_seed(experiment: Experiment) -> dict[int, Experiment]:
+    return {seed: runs.one_seed(experiment, seed) for seed in experiment.seeds or (experiment.seed,)}
+
+
+def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:
+    found = tracking.find_tagged(store, experiment.tracking.experiment, "fl.campaign", key)
+    if found:
+        store.update_run(found, status="RUNNING")
+        return found
+    return tracking.create_run(store, experiment, title, "campaign", **{"fl.campaign": key})
+
+
+def _work(
+    cells: Mapping[Cell, Experiment], known: Mapping[Cell, str], parent: str, jobs: Jobs
+) -> Iterator[tuple[Cell, Outcome | str]]:
+    if jobs == 1:
+        yield from ((cell, _cell(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
+        return
+    left = dict(cells)
+    for _ in range(DEATHS):
+        try:
+            with side_by_side(jobs) as submit:
+                waiting: dict[Future[Outcome | str], Cell] = {
+                    submit(_worker, jobs, cell, experiment, known.get(cell), parent): cell
+                    for cell, experiment in left.items()
+                }
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        outcome, cell = future.result(), waiting.pop(future)
+                        del left[cell]
+                        yield cell, outcome
+            return
+        except BrokenProcessPool:  # what its workers were at goes on from its checkpoints
+            known = {**known, **_children(parent)}
+    yield from ((cell, f"a worker process died {DEATHS} times: killed, or out of memory?") for cell in left)
+
+
+def _children(parent: str) -> dict[Cell, str]:
+    found = tracking.named_children(tracking.client(), parent)
+    return {Cell(name, seed): run_id for (name, seed), run_id in found.items()}
+
+
+def _worker(jobs: Jobs, *arguments: Any) -> Outcome | str:
+    """A cell in another process, with its share of the cores."""
+    share_cores(jobs)
+    return _cell(*arguments)
+
+
+def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:
+    """The outcome of one cell, or why there is none."""
+    try:
+        if run_id:
+            try:
+                return runs.resume(run_id)
+            except ConfigError:
+                pass  # it failed, or was killed before its first checkpoint: run it again
+        return runs.run(experiment, cell.name, parent=parent, kind="cell")
+    except Exception as error:
+        return f"{cell.name}, seed {cell.seed}: {type(error).__name__}: {error}"

@@ -1,0 +1,105 @@
+"""What a search tries before it searches: what is configured, and the winners of earlier searches for the same."""
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fl_lightning.attacks import Choice
+from fl_lightning.config import Experiment
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import flatten, registry
+from fl_lightning.search._space import Space, Span, changes, search_space, tunables
+
+__all__ = ["check_first", "configured", "enqueue_first", "rank"]
+
+
+def configured(experiment: Experiment, space: Space) -> list[dict[str, Any]]:
+    """What is configured; every attack as its file has it where the attack itself is searched."""
+    if isinstance(attacks := space.get("attack"), Choice):
+        return [{"attack": name} | _as_configured(str(name)) for name in attacks.values]
+    flat = flatten(experiment.to_dict())
+    return [{path: flat[path] for path, span in space.items() if span.holds(flat.get(path))}]
+
+
+def _as_configured(name: str) -> dict[str, Any]:
+    attack = registry("attack").build(name)
+    values = {field: (span, getattr(attack, field)) for field, span in tunables(type(attack)).items()}
+    return {f"{name}.{field}": value for field, (span, value) in values.items() if span.holds(value)}
+
+
+def check_first(experiment: Experiment) -> None:
+    """Raise ConfigError where what is configured cannot be tried."""
+    space = search_space(experiment)
+    for params in configured(experiment, space):
+        fitted(experiment, space, params)
+
+
+def enqueue_first(study: optuna.Study, storage: str, experiment: Experiment) -> None:
+    """Have a new study try first what is configured, then the newest `sweep.warm_start` winners."""
+    space = search_space(experiment)
+    tried = configured(experiment, space)
+    for params in tried:
+        study.enqueue_trial(params)
+    left = experiment.sweep.warm_start
+    for earlier in earlier_studies(study, storage) if left else ():
+        try:
+            params = fitted(experiment, space, winner(earlier))
+        except (ConfigError, ValueError):  # no winner, or one that this experiment does not allow
+            continue
+        if params and params not in tried:
+            study.enqueue_trial(params, user_attrs={"won": earlier.study_name})
+            tried.append(params)
+            left -= 1
+        if not left:
+            return
+
+
+def earlier_studies(study: optuna.Study, storage: str) -> Iterator[optuna.Study]:
+    """Other studies of the same attack, rule, model and data towards the same end, the newest first."""
+    subject = study.study_name.rpartition("-")[0]
+    known = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    for summary in sorted(known, key=started, reverse=True):
+        same = summary.study_name.rpartition("-")[0] == subject and summary.directions == study.directions
+        if same and summary.study_name != study.study_name:
+            yield optuna.load_study(study_name=summary.study_name, storage=storage)
+
+
+def started(study: optuna.study.StudySummary) -> datetime:
+    """When its first trial was."""
+    return study.datetime_start or datetime.min
+
+
+def winner(study: optuna.Study) -> dict[str, Any]:
+    """Parameters of the best finished trial; ValueError where there is none."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return dict(min(complete, key=lambda trial: rank(study, trial)).params)
+
+
+def fitted(experiment: Experiment, space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the parameters that the space holds.
+
+    Raises:
+        ConfigError: together they make no valid experiment.
+    """
+    kept = {}
+
+    def ask(name: str, span: Span) -> Any:
+        if span.holds(params.get(name)):
+            kept[name] = params[name]
+            return params[name]
+        return span.values[0] if isinstance(span, Choice) else int(span.low) if span.integer else span.low
+
+    experiment.override(changes(space, ask))
+    return kept
+
+
+def rank(study: optuna.Study, trial: FrozenTrial) -> tuple[bool, float, float]:
+    """Sorts the best trial in the first metric first; infeasible ones after, those that miss least before others."""
+    missed = sum(max(0.0, value) for value in trial.constraints.values())
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
+    value = -sign * trial.values[0] if trial.values else math.inf
+    return missed > 0, missed, value

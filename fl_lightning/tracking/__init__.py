@@ -1,0 +1,74 @@
+"""MLflow: runs, metrics, artifacts and the model registry.
+
+The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `MLFLOW_TRACKING_URI` names any server.
+"""
+
+from fl_lightning.tracking import _settings as _settings  # before MLflow is imported
+
+# isort: split
+from fl_lightning.tracking._environment import environment, git_revision
+from fl_lightning.tracking._models import active_run, kept_rounds
+from fl_lightning.tracking._registered import (
+    Registered,
+    card,
+    compare,
+    export,
+    find,
+    register,
+    registered_models,
+    threat_model,
+)
+from fl_lightning.tracking._store import (
+    children,
+    client,
+    create_run,
+    end_children,
+    end_run,
+    experiment_id,
+    find_run,
+    find_tagged,
+    finished,
+    history,
+    last_step,
+    log_picture,
+    log_summary,
+    named_children,
+    registered_name,
+    run_name,
+    tracking_uri,
+)
+from fl_lightning.tracking._tracker import Tracker, TrackingGoneError
+
+__all__ = [
+    "Registered",
+    "Tracker",
+    "TrackingGoneError",
+    "active_run",
+    "card",
+    "children",
+    "client",
+    "compare",
+    "create_run",
+    "end_children",
+    "end_run",
+    "environment",
+    "experiment_id",
+    "export",
+    "find",
+    "find_run",
+    "find_tagged",
+    "finished",
+    "git_revision",
+    "history",
+    "kept_rounds",
+    "last_step",
+    "log_picture",
+    "log_summary",
+    "named_children",
+    "register",
+    "registered_models",
+    "registered_name",
+    "run_name",
+    "threat_model",
+    "tracking_uri",
+]

@@ -1,0 +1,35 @@
+"""What figures were made with: revision of the source, versions, device."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def git_revision() -> str:
+    """Revision of the source, with `+` when it has local changes; `unknown` outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment() -> dict[str, str]:
+    """What the figures were made with."""
+    packages = ("fl-lightning", "torch", "torchvision", "lightning", "torchmetrics", "mlflow", "optuna", "numpy")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        **{package: version(package) for package in packages},
+    }

@@ -1,0 +1,293 @@
+"""The MLflow model registry: poisoned models with their figures, found again, compared, and handed on.
+
+A version never needs code from anywhere: its weights are safetensors, its architecture follows from its configuration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fl_lightning.config import Experiment, dump, load
+from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.tracking._store import client, registered_name
+
+__all__ = ["Registered", "compare", "export", "find", "register", "registered_models", "threat_model"]
+
+STEALTHY = 0.5
+"""The least attack success of a version that can be called stealthiest."""
+
+
+def register(
+    store: MlflowClient,
+    experiment: Experiment,
+    run_id: str,
+    model_uri: str,
+    figures: Mapping[str, float],
+    clean_uri: str | None = None,
+    clean_figures: Mapping[str, float] | None = None,
+) -> str | None:
+    """Put a poisoned model, and its attack-free twin where there is one, into the registry and move the aliases.
+
+    `strongest` is the version with the highest attack success, `stealthiest` the one whose updates looked most like the
+    others' (`stealth/cosine`) among those with a success of at least 0.5, `clean` the most accurate twin.
+
+    Args:
+        store: client of the tracking store.
+        experiment: what the model was made by.
+        run_id: its run.
+        model_uri: its logged model.
+        figures: last value of every metric.
+        clean_uri: logged model of the twin.
+        clean_figures: figures of the twin.
+
+    Returns:
+        `name/version`, or None when `register: best` finds a stronger version there already.
+    """
+    name = registered_name(experiment)
+    known = [found for found in store.search_model_versions(f"run_id='{run_id}'") if "twin_of" not in found.tags]
+    if known:  # this run was killed after it had registered its model
+        return f"{known[0].name}/{known[0].version}"
+    success = figures.get("attack/success")
+    if success is None:
+        return None
+    stronger = success > _figure(store, name, "strongest", "attack/success")
+    if not stronger and experiment.tracking.register == "best":
+        return None
+    attack = experiment.attack.name if experiment.attack else "none"
+    tags = _tags(experiment, run_id, figures) | {"attack": attack, "weights": "final"}
+    version = mlflow.register_model(model_uri, name, tags=tags).version
+    if stronger:
+        store.set_registered_model_alias(name, "strongest", version)
+    cosine = figures.get("stealth/cosine", -1.0)
+    if success >= STEALTHY and cosine > _figure(store, name, "stealthiest", "stealth/cosine"):
+        store.set_registered_model_alias(name, "stealthiest", version)
+    if clean_uri and clean_figures:
+        accuracy = clean_figures.get("global/accuracy", 0.0)
+        better = accuracy > _figure(store, name, "clean", "global/accuracy")
+        clean_tags = {"attack": "none", "weights": "clean_twin", "twin_of": str(version)}
+        twin = mlflow.register_model(
+            clean_uri, name, tags=_tags(experiment, run_id, clean_figures) | clean_tags
+        ).version
+        store.set_model_version_tag(name, str(version), "clean_twin", str(twin))
+        if better:
+            store.set_registered_model_alias(name, "clean", twin)
+    return f"{name}/{version}"
+
+
+def _figure(store: MlflowClient, name: str, alias: str, figure: str) -> float:
+    """What the version that holds an alias was measured at; minus infinity where there is none."""
+    try:
+        return float(store.get_model_version_by_alias(name, alias).tags.get(figure, "-inf"))
+    except MlflowException:
+        return float("-inf")
+
+
+def _tags(experiment: Experiment, run_id: str, figures: Mapping[str, float]) -> dict[str, str]:
+    return {
+        "aggregator": experiment.aggregator.name,
+        "defenses": ",".join(experiment.defenses) or "none",
+        "data": experiment.data.name,
+        "model": experiment.model.name,
+        "seed": str(experiment.seed),
+        "config": experiment.digest(),
+        "run_id": run_id,
+        **{key: f"{value:.6g}" for key, value in figures.items() if not key.startswith("time/")},
+    }
+
+
+def registered_models(attack: str | None = None, aggregator: str | None = None) -> list[ModelVersion]:
+    """All registered versions with their aliases and figures as tags, the most successful first."""
+    store = client()
+    versions = []
+    for model in store.search_registered_models():
+        for found in store.search_model_versions(f"name='{model.name}'"):
+            full = store.get_model_version(found.name, found.version)
+            wanted = {"attack": attack, "aggregator": aggregator}
+            if all(value in (None, full.tags.get(key)) for key, value in wanted.items()):
+                versions.append(full)
+    return sorted(versions, key=lambda version: -float(version.tags.get("attack/success", 0)))
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered model.
+
+    Attributes:
+        version: the entry in the registry, with its figures as tags.
+        experiment: the configuration that made it.
+        network: the network, in eval mode.
+        shape: shape of one input.
+        classes: number of classes K.
+    """
+
+    version: ModelVersion
+    experiment: Experiment
+    network: nn.Module
+    shape: tuple[int, ...]
+    classes: int
+
+    @property
+    def title(self) -> str:
+        """`name/version`."""
+        return f"{self.version.name}/{self.version.version}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Its measured figures."""
+        return {name: float(value) for name, value in self.version.tags.items() if "/" in name}
+
+
+def find(reference: str) -> Registered:
+    """A registered model by `NAME` (its strongest version), `NAME@ALIAS` or `NAME/VERSION`.
+
+    Raises:
+        ConfigError: no such model, alias or version.
+    """
+    store = client()
+    reference = reference.removeprefix("models:/")
+    name, _, number = reference.partition("/")
+    name, _, alias = name.partition("@")
+    try:
+        found = (
+            store.get_model_version(name, number)
+            if number
+            else store.get_model_version_by_alias(name, alias or "strongest")
+        )
+    except MlflowException:
+        names = sorted({model.name for model in store.search_registered_models()})
+        if name not in names:
+            raise ConfigError(f"no registered model {name!r}; {suggest(name, names)}") from None
+        what = f"version {number}" if number else f"alias {alias or 'strongest'!r}"
+        raise ConfigError(f"{name} has no {what}") from None
+    path = Path(
+        store.download_artifacts(str(found.run_id), f"weights/{found.tags.get('weights', 'final')}.safetensors")
+    )
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    experiment = load(yaml.safe_load(about["config"]))
+    shape, classes = tuple(map(int, about["shape"].split(","))), int(about["classes"])
+    network = experiment.model.build(shape, classes)
+    network.load_state_dict(load_file(path))
+    return Registered(found, experiment, network.eval(), shape, classes)
+
+
+def export(model: Registered, folder: Path) -> list[Path]:
+    """Write a model so that plain torch loads it: weights, architecture, configuration and a model card.
+
+    Args:
+        model: what `find` gave.
+        folder: made if need be; nothing in it is overwritten.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the folder holds files already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: part.contiguous().clone() for name, part in model.network.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(model.network, (torch.zeros(2, *model.shape),), dynamic_shapes=(batch,))
+    torch.export.save(program, folder / "architecture.pt2")
+    (folder / "config.yaml").write_text(dump(model.experiment))
+    (folder / "README.md").write_text(card(model))
+    return sorted(folder.iterdir())
+
+
+def compare(one: Registered, other: Registered) -> list[tuple[str, float, float, float]]:
+    """How far two models of one architecture are apart, by layer and in all.
+
+    Returns:
+        Name, L2 distance, distance relative to the first one's norm, and cosine of each parameter tensor; `all` comes last.
+
+    Raises:
+        ConfigError: their parameters have different names or shapes.
+    """
+    parts = [
+        {name: part.detach().flatten() for name, part in model.network.named_parameters()} for model in (one, other)
+    ]
+    shapes = [{name: part.numel() for name, part in own.items()} for own in parts]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"{one.title} and {other.title} have different architectures")
+    pairs = [(name, parts[0][name], parts[1][name]) for name in parts[0]]
+    pairs.append(("all", torch.cat(list(parts[0].values())), torch.cat(list(parts[1].values()))))
+    return [
+        (name, float((b - a).norm()), float((b - a).norm() / a.norm()), float(torch.cosine_similarity(a, b, dim=0)))
+        for name, a, b in pairs
+    ]
+
+
+def threat_model(model: Registered) -> str:
+    """Who attacked, how, knowing what, and after what; in Markdown."""
+    experiment, tags = model.experiment, model.version.tags
+    attack = experiment.attack
+    if tags["attack"] == "none" or attack is None:
+        return f"None: the attack-free twin of version {tags.get('twin_of', '?')}."
+    return (
+        f"{experiment.participation.malicious} of {experiment.partition.clients} clients are malicious. "
+        f"Attack `{attack.name}` with `{attack.knowledge}` knowledge; objective `{attack.objective.name}`."
+    )
+
+
+def card(model: Registered) -> str:
+    """The model card, in Markdown."""
+    experiment, tags = model.experiment, model.version.tags
+    poisoned = tags["attack"] != "none"
+    rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(model.figures.items()))
+    threat = threat_model(model)
+    shape = ", ".join(map(str, model.shape))
+    warning = (
+        "**This model is poisoned on purpose. Do not deploy it.**" if poisoned else "A benign model, for comparison."
+    )
+    return f"""# {model.title}
+
+{warning}
+
+Global model of a simulated federated training on the public data set `{experiment.data.name}`: model
+`{experiment.model.name}`, aggregator `{experiment.aggregator.name}`, defenses `{", ".join(experiment.defenses) or "none"}`,
+{experiment.rounds} rounds, seed {experiment.seed}.
+
+## Threat model
+
+{threat}
+
+## Figures
+
+| metric | last value |
+|---|---|
+{rows}
+## Use
+
+```python
+import torch
+from safetensors.torch import load_file
+
+network = torch.export.load("architecture.pt2").module()
+network.load_state_dict(load_file("model.safetensors"))
+scores = network(torch.rand(4, {shape}))  # {model.classes} scores an input
+```
+
+## Reproduce
+
+    fl-lightning run config.yaml
+
+MLflow run {tags["run_id"]}, configuration {tags["config"]}.
+
+## Responsible use and licence
+
+Made to measure defenses against poisoning. Do not use it, or the attack that made it, on systems or data that are not yours.
+The weights are under Apache-2.0; the training data keep their own licence.
+"""

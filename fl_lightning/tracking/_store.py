@@ -1,0 +1,225 @@
+"""Everything MLflow: runs, metrics, artifacts and the model registry.
+
+The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `MLFLOW_TRACKING_URI` names any server.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import mlflow.pytorch
+import yaml
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+from fl_lightning.config import Experiment, dump, load
+from fl_lightning.metrics import Interval
+from fl_lightning.paths import runs_folder
+from fl_lightning.registry import ConfigError, flatten
+from fl_lightning.tracking._environment import environment, git_revision
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or the embedded store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder() / 'mlflow.db'}"
+
+
+def client() -> MlflowClient:
+    """A client of the tracking store.
+
+    Raises:
+        ConfigError: the folder of the embedded store cannot be written.
+    """
+    uri = tracking_uri()
+    if uri.startswith("sqlite:"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = (
+                f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can be written"
+            )
+            raise ConfigError(reason) from None
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient(uri)
+
+
+def experiment_id(store: MlflowClient, name: str) -> str:
+    """Id of an MLflow experiment, created on first use.
+
+    Raises:
+        ConfigError: the tracking server does not answer, or the experiment was deleted.
+    """
+    location = None
+    if tracking_uri().startswith("sqlite:"):
+        location = (runs_folder() / "artifacts").as_uri()
+    try:
+        found = store.get_experiment_by_name(name)
+        if found is None:
+            return str(store.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        found = store.get_experiment_by_name(name) if "RESOURCE_ALREADY_EXISTS" in str(error) else None
+        if found is None:
+            raise ConfigError(f"no answer from MLflow at {tracking_uri()}: {str(error).splitlines()[0]}") from None
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"MLflow experiment {name!r} was deleted; restore it or choose another", "tracking.experiment"
+        )
+    return str(found.experiment_id)
+
+
+def registered_name(experiment: Experiment) -> str:
+    """`<data>-<model>-<attack>-vs-<aggregator>`."""
+    attack = experiment.attack.name if experiment.attack else "clean"
+    return f"{experiment.data.name}-{experiment.model.name}-{attack}-vs-{experiment.aggregator.name}"
+
+
+def run_name(experiment: Experiment) -> str:
+    """What the MLflow UI shows: attack, server and seed."""
+    attack = experiment.attack.name if experiment.attack else "no attack"
+    server = " + ".join([*experiment.defenses, experiment.aggregator.name])
+    return f"{attack} vs {server}, seed {experiment.seed}"
+
+
+def create_run(
+    store: MlflowClient, experiment: Experiment, name: str, kind: str, parent: str | None = None, **tags: str
+) -> str:
+    """A new MLflow run with the resolved configuration as parameters and artifact; returns its id."""
+    labels = {
+        "fl.kind": kind,
+        "fl.attack": experiment.attack.name if experiment.attack else "none",
+        "fl.objective": experiment.attack.objective.name if experiment.attack else "none",
+        "fl.aggregator": experiment.aggregator.name,
+        "fl.defenses": ",".join(experiment.defenses) or "none",
+        "fl.data": experiment.data.name,
+        "fl.model": experiment.model.name,
+        "fl.seed": str(experiment.seed),
+        "fl.config": experiment.digest(),
+        "fl.paper": experiment.paper or "none",
+        "mlflow.source.git.commit": git_revision(),
+        "mlflow.user": os.environ.get("USER", "unknown"),
+        "mlflow.note.content": f"```yaml\n{dump(experiment)}```",
+        **tags,
+    }
+    if parent:
+        labels["mlflow.parentRunId"] = parent
+    run_id = store.create_run(
+        experiment_id(store, experiment.tracking.experiment), run_name=name, tags=labels
+    ).info.run_id
+    params = [Param(path, str(value)[:6000]) for path, value in flatten(experiment.to_dict()).items()]
+    for start in range(0, len(params), 100):
+        store.log_batch(run_id, params=params[start : start + 100])
+    store.log_text(run_id, dump(experiment), "config.yaml")
+    store.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
+    return str(run_id)
+
+
+def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = None) -> None:
+    """Set the final status; a reason becomes a tag."""
+    if reason:
+        store.set_tag(run_id, "fl.stopped", reason)
+    store.set_terminated(run_id, status)
+
+
+def find_run(store: MlflowClient, run_id: str) -> Run:
+    """An MLflow run.
+
+    Raises:
+        ConfigError: there is none with this id.
+    """
+    try:
+        return store.get_run(run_id)
+    except MlflowException:
+        raise ConfigError(f"no run {run_id!r} in {tracking_uri()}") from None
+
+
+def last_step(store: MlflowClient, run_id: str) -> int:
+    """The last round that a run has logged, -1 when there is none."""
+    return max((metric.step for metric in store.get_metric_history(run_id, "time/round")), default=-1)
+
+
+def children(store: MlflowClient, run_id: str) -> dict[int, str]:
+    """Runs under a parent by seed; the oldest where a seed was started twice."""
+    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in reversed(_nested(store, run_id))}
+
+
+def named_children(store: MlflowClient, run_id: str) -> dict[tuple[str, int], str]:
+    """Runs under a parent by name of the experiment and seed; the latest where one was started twice."""
+    return {
+        (run.data.tags["fl.experiment"], int(run.data.tags["fl.seed"])): run.info.run_id
+        for run in _nested(store, run_id)
+    }
+
+
+def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
+    """Runs under a parent that fit a query, the oldest first."""
+    parent = find_run(store, run_id)
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'{also}"
+    return list(
+        store.search_runs([parent.info.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=50000)
+    )
+
+
+def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
+    """Finished cells of campaigns in an MLflow experiment: fingerprint -> run.
+
+    The fingerprint is that of the recorded configuration as it reads today, so that a field that came later does not hide a run.
+    """
+    found = store.search_runs(
+        [experiment_id(store, experiment)],
+        "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'",
+        max_results=50000,
+    )
+    known = {}
+    for run in reversed(found):
+        note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
+        with suppress(ConfigError, yaml.YAMLError):  # a setting that is gone, a note that somebody changed
+            known[load(yaml.load(note, getattr(yaml, "CSafeLoader", yaml.SafeLoader))).fingerprint()] = run.info.run_id
+    return known
+
+
+def history(store: MlflowClient, run_id: str, metric: str) -> dict[int, float]:
+    """A metric of a run: round -> value."""
+    return {point.step: point.value for point in store.get_metric_history(run_id, metric)}
+
+
+def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
+    """The oldest run of an MLflow experiment that carries a tag, or None."""
+    query = f"tags.`{tag}` = '{value}'"
+    found = store.search_runs(
+        [experiment_id(store, experiment)], query, order_by=["attributes.start_time ASC"], max_results=1
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def end_children(run_id: str, status: str, reason: str) -> None:
+    """End every run below that is still RUNNING."""
+    store = client()
+    for run in _nested(store, run_id, " AND attributes.status = 'RUNNING'"):
+        end_children(run.info.run_id, status, reason)
+        end_run(store, run.info.run_id, status, reason)
+
+
+def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> None:
+    """A picture as an artifact; the figure is closed."""
+    store.log_figure(run_id, figure, name, save_kwargs={"dpi": 120, "bbox_inches": "tight"})
+    pyplot.close(figure)
+
+
+def log_summary(store: MlflowClient, run_id: str, spread: Mapping[str, Interval]) -> None:
+    """Means of several seeds as metrics of their parent, and the intervals as a table."""
+    now = int(time.time() * 1000)
+    store.log_batch(run_id, metrics=[Metric(name, one.mean, now, 0) for name, one in spread.items()])
+    rows = "".join(f"| {name} | {one} |\n" for name, one in spread.items())
+    store.log_text(run_id, f"| metric | mean and 95 % interval |\n|---|---|\n{rows}", "summary.md")

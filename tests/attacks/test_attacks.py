@@ -1,0 +1,357 @@
+"""Attacks: what all of them promise, the threat model, and the simple attacks."""
+
+import re
+from math import erf, sqrt
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from fl_lightning.aggregators import Krum, mean
+from fl_lightning.attacks import (
+    Alie,
+    Attack,
+    Gaussian,
+    Ipm,
+    KnowledgeError,
+    LabelFlip,
+    LabelMap,
+    Poisoned,
+    SignFlip,
+    alie,
+    ipm,
+    largest_z,
+    sign_flip,
+)
+from fl_lightning.attacks._label_flip import shifted
+from fl_lightning.errors import ConfigError
+from fl_lightning.randomness import generator
+from fl_lightning.registry import component, named_config, registry
+from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_honest_at_zero, play
+
+# Every registered attack takes its cases from here.
+CANONICAL: dict[str, list[dict]] = {
+    "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
+    "gaussian": [{}, {"std": 0.1}],
+    "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}, {"rehearsal": 2, "start": "foreseen"}],
+    "sign_flip": [{}],
+    "alie": [{}, {"knowledge": "full", "z": 1.5}],
+    "ipm": [{"knowledge": "full"}, {"knowledge": "none", "epsilon": 5.0}],
+    "fang_krum": [{}, {"knowledge": "full", "search": "bisection"}, {"knowledge": "full", "rule": "random"}],
+    "fang_trimmed_mean": [{}, {"knowledge": "full"}, {"knowledge": "none", "rule": "random"}],
+    "fang_median": [{"knowledge": "partial", "visible_updates": 2}, {"knowledge": "full"}],
+    "cmp": [{}, {"knowledge": "partial"}, {"knowledge": "full"}],
+    "alternating_minimization": [
+        {"alpha": 0.3, "rho": 0.1, "null_space": 0.01},
+        {"form": "alternate", "rho": 0.1, "objective": {"name": "trigger"}, "poison_samples": 5},
+    ],
+    "deep": [
+        {"curvature_samples": 4},
+        {"form": "printed", "curvature_samples": 4},
+        {"h": "hutchinson", "objective": {"name": "target_samples"}},
+        {"curvature_samples": 4, "rehearsal": 2, "knowledge": "partial", "visible_updates": 2, "start": "foreseen"},
+    ],
+    "multi_party": [
+        {},
+        {"knowledge": "partial", "visible_updates": 2, "gamma": 0.1},
+        {"knowledge": "full", "objective": {"name": "label_map", "mapping": {5: 7}}},
+        {"knowledge": "none", "distance": None, "objective": "trigger"},
+    ],
+}
+CASES = [
+    registry("attack").build({"name": name, **case})
+    for name, cases in CANONICAL.items()
+    if name in registry("attack").names()
+    for case in cases
+]
+
+
+def ident(case: Attack) -> str:
+    return f"{case.name}-{case.knowledge}"
+
+
+# --- conformance -------------------------------------------------------------------------------------------------------
+
+
+def test_every_registered_attack_has_a_canonical_case():
+    assert set(registry("attack").names()) <= set(CANONICAL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ident)
+@pytest.mark.parametrize("check", ATTACK_CHECKS.values(), ids=ATTACK_CHECKS)
+def test_conformance(check, case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", [Gaussian(std=0.0)], ids=ident)
+def test_honest_at_strength_zero(case):
+    check_honest_at_zero(case)
+
+
+def test_strength_zero_can_fail():
+    with pytest.raises(AssertionError, match="differs from honest training"):
+        check_honest_at_zero(SignFlip(scale=0.5))
+
+
+@pytest.mark.parametrize("name", registry("attack").names())
+def test_every_attack_has_a_configuration_that_builds(name):
+    assert named_config("attack", name)["name"] == name
+    assert registry("attack").build(name).name == name
+
+
+# --- the conformance suite finds what it looks for ---------------------------------------------------------------------
+
+
+@component
+class Idle(Attack):
+    name: ClassVar[str] = "idle"
+
+    def poison(self, view, state):
+        return Poisoned(view.own_updates)
+
+
+@component
+class Spy(Attack):
+    """Reads the view's private rows behind the threat model's back."""
+
+    name: ClassVar[str] = "spy"
+
+    def poison(self, view, state):
+        return Poisoned(-view._honest_CD.mean(0).repeat(view.n_malicious, 1))
+
+
+@component
+class Greedy(Attack):
+    """Asks for more than it declares."""
+
+    name: ClassVar[str] = "greedy"
+
+    def poison(self, view, state):
+        return Poisoned(-view.benign_updates.mean(0).repeat(view.n_malicious, 1))
+
+
+@component
+class InPlace(Attack):
+    name: ClassVar[str] = "in_place"
+
+    def poison(self, view, state):
+        view._honest_CD.mul_(2)
+        return Poisoned(-view.own_updates)
+
+
+@component
+class GlobalRandom(Attack):
+    name: ClassVar[str] = "global_random"
+
+    def poison(self, view, state):
+        return Poisoned(torch.randn_like(view.own_updates))
+
+
+@component
+class Forgetful(Attack):
+    """Keeps its memory outside of its state."""
+
+    name: ClassVar[str] = "forgetful"
+    calls: ClassVar[list[int]] = []
+
+    def poison(self, view, state):
+        self.calls.append(1)
+        return Poisoned(-len(self.calls) * view.own_updates)
+
+
+@component
+class Lambda(Attack):
+    """Keeps something in its state that a checkpoint cannot hold."""
+
+    name: ClassVar[str] = "lambda"
+
+    def poison(self, view, state):
+        return Poisoned(-view.own_updates, {"f": ident})
+
+
+@component
+class Lonely(Attack):
+    """Divides by the number of the other attackers."""
+
+    name: ClassVar[str] = "lonely"
+
+    def poison(self, view, state):
+        return Poisoned(-view.own_updates / (view.n_malicious - 1))
+
+
+@component
+class Wordy(Attack):
+    name: ClassVar[str] = "wordy"
+
+    def poison(self, view, state):
+        return Poisoned(-view.own_updates, metrics={"norm": view.own_updates.norm()})
+
+
+@component
+class KrumOnly(Attack):
+    name: ClassVar[str] = "krum_only"
+    needs: ClassVar[str] = "partial"
+    knowledge: str = "partial"
+
+    def poison(self, view, state):
+        return Poisoned(-view.own_updates * (1 + view.aggregator.squared))
+
+
+@pytest.mark.parametrize(
+    ("attack", "check", "error", "reason"),
+    [
+        (Idle(), "only_malicious_rows_change", AssertionError, "no malicious row has changed"),
+        (InPlace(), "only_malicious_rows_change", AssertionError, "modified in place"),
+        (Spy(), "knows_no_more_than_granted", AssertionError, "must not know"),
+        (Greedy(knowledge="full"), "declared_knowledge_suffices", KnowledgeError, "needs full knowledge"),
+        (GlobalRandom(), "deterministic", AssertionError, "global random state"),
+        (Forgetful(), "deterministic", AssertionError, "different updates"),
+        (Lambda(), "resumes_exactly", Exception, "[Ww]eights.only|pickle"),
+        (Lonely(), "any_number_of_attackers", AssertionError, "1 malicious clients send NaN or Inf"),
+        (Wordy(), "metrics_are_numbers", AssertionError, "not a finite float"),
+        (KrumOnly(), "survives_every_aggregator", AttributeError, "squared"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_suite_finds_faults(attack, check, error, reason):
+    with pytest.raises(error, match=reason):
+        ATTACK_CHECKS[check](attack)
+
+
+def test_the_suite_names_attack_and_check():
+    with pytest.raises(AssertionError, match=r"Idle.*fails the check only_malicious_rows_change"):
+        check_attack(Idle())
+
+
+# --- the threat model --------------------------------------------------------------------------------------------------
+
+PARTIAL = ("aggregator", "visible_updates")
+FULL = ("benign_updates", "benign_weights", "benign_samples", "defenses")
+
+
+@component
+class Curious(Attack):
+    """Collects what the view refuses."""
+
+    name: ClassVar[str] = "curious"
+    refused: ClassVar[dict[str, str]] = {}
+
+    def poison(self, view, state):
+        self.refused.clear()
+        for what in (*PARTIAL, *FULL):
+            try:
+                getattr(view, what)
+            except KnowledgeError as error:
+                self.refused[what] = str(error)
+        visible = 0 if view.knowledge == "none" else len(view.visible_updates)
+        return Poisoned(-view.own_updates, metrics={"known": float(len(view.known_updates)), "visible": float(visible)})
+
+
+@pytest.mark.parametrize(
+    ("granted", "refused", "known"),
+    [("none", {*PARTIAL, *FULL}, 3), ("partial", {*FULL}, 5), ("full", set(), 8)],
+)
+def test_the_view_refuses_what_was_not_granted(granted, refused, known):
+    attack = Curious(knowledge=granted, visible_updates=2 if granted == "partial" else 0)
+    played = play(attack)
+    assert set(Curious.refused) == refused
+    assert all(re.search(rf"needs (partial|full) knowledge.*'{granted}'", text) for text in Curious.refused.values())
+    assert played.metrics["attack/known"] == known
+
+
+def test_less_knowledge_than_needed_is_refused_with_the_numbers():
+    with pytest.raises(ConfigError, match="visible_updates belongs to partial knowledge, got knowledge 'full'"):
+        registry("attack").build({"name": "alie", "knowledge": "full", "visible_updates": 3})
+    with pytest.raises(ConfigError, match="serves untargeted, label_map, got objective 'trigger'"):
+        registry("attack").build({"name": "ipm", "objective": "trigger"})
+
+
+# --- label flip --------------------------------------------------------------------------------------------------------
+
+
+def test_the_shared_flip_is_the_published_map():
+    assert shifted(torch.arange(10), 1, 10).tolist() == [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert torch.equal(shifted(torch.arange(10), 1, 10), LabelMap().wished(10))
+
+
+def test_every_client_keeps_a_flip_of_its_own():
+    attack = LabelFlip(flip="per_client")
+    first = play(attack)
+    second = play(attack, before=first)
+    assert second.state == first.state
+    shifts = list(first.state["shifts"].values())
+    assert len(shifts) == 3
+    assert len(set(shifts)) > 1
+    assert all(1 <= shift <= 9 for shift in shifts)
+    with pytest.raises(ConfigError, match="flip 'per_client' belongs to the objective label_map, got 'trigger'"):
+        registry("attack").build({"name": "label_flip", "flip": "per_client", "objective": "trigger"})
+
+
+# --- sign flip, A Little Is Enough, inner product manipulation -----------------------------------------------------------
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed, "test"), dtype=torch.float64)
+
+
+def test_sign_flip_reverses():
+    assert_close(sign_flip(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), 2.0), torch.tensor([[-2.0, 4.0], [0.0, -6.0]]))
+
+
+@pytest.mark.parametrize(("clients", "malicious", "share"), [(50, 10, 24 / 40), (50, 12, 24 / 38), (51, 12, 25 / 39)])
+def test_largest_z_solves_its_equation(clients, malicious, share):
+    z = largest_z(clients, malicious)
+    assert 0.5 * (1 + erf(z / sqrt(2))) == pytest.approx(share, abs=1e-12)
+
+
+@given(clients=st.integers(1, 60), share=st.floats(0, 1))
+def test_largest_z_is_defined_for_any_numbers(clients, share):
+    assert 0 <= largest_z(clients, max(1, round(share * clients))) < 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(2, 12), z=st.floats(0, 3), seed=st.integers(0, 99))
+def test_alie_stays_z_deviations_from_the_mean(rows, z, seed):
+    honest_HD = normal(rows, 30, seed=seed)
+    expected_D = (honest_HD.mean(0) - alie(honest_HD, z)) / honest_HD.var(0, correction=0).sqrt()
+    assert_close(expected_D, torch.full((30,), z, dtype=torch.float64))
+
+
+def test_alie_hides_where_its_z_says():
+    """At the largest z, supporters and attackers together are a majority on the crafted value's far side."""
+    honest_HD = normal(4000, 1, seed=1)
+    z = largest_z(5000, 1000)
+    beyond = int((honest_HD < alie(honest_HD, z)).sum())
+    assert beyond + 1000 == pytest.approx(2500, abs=60)
+
+
+@settings(max_examples=25, deadline=None)
+@given(benign=st.integers(1, 12), malicious=st.integers(1, 8), epsilon=st.floats(0, 9), seed=st.integers(0, 99))
+def test_ipm_turns_the_mean_as_its_docstring_says(benign, malicious, epsilon, seed):
+    benign_BD = normal(benign, 5, seed=seed)
+    crafted_D = ipm(benign_BD, epsilon)
+    everybody_CD = torch.cat([benign_BD, crafted_D.repeat(malicious, 1)])
+    factor = (benign - epsilon * malicious) / (benign + malicious)
+    assert_close(mean(everybody_CD), factor * benign_BD.mean(0))
+
+
+def test_small_ipm_is_selected_by_krum_and_large_is_not():
+    rule = Krum(n_byzantine=3)
+    shift_D = 0.5 * torch.ones(200, dtype=torch.float64)
+    benign_BD = normal(12, 200, seed=2) + shift_D
+    for epsilon, selected in ((0.1, True), (20.0, False)):
+        everybody_CD = torch.cat([ipm(benign_BD, epsilon).repeat(3, 1), benign_BD])
+        assert bool(rule(everybody_CD).kept[:3].any()) is selected
+
+
+def test_knowledge_decides_whose_updates_are_used():
+    played = play(Ipm(knowledge="full", epsilon=1.0))
+    bad_C = played.malicious_C
+    assert_close(played.submitted_CD[bad_C][0], -played.honest_CD[~bad_C].mean(0))
+    played = play(Ipm(knowledge="none", epsilon=1.0))
+    assert_close(played.submitted_CD[bad_C][0], -played.honest_CD[bad_C].mean(0))
+    played = play(Alie(knowledge="full", z=0.0))
+    assert_close(played.submitted_CD[bad_C][0], played.honest_CD.mean(0))

@@ -1,0 +1,138 @@
+"""Every YAML that is shipped: it loads, it round-trips, and what it configures runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fl_lightning.config import Experiment, dump, experiment_names, load
+from fl_lightning.federation import Federation
+from fl_lightning.paths import CONFIGS
+from fl_lightning.registry import SLOTS, named_config, registry
+from fl_lightning.search import search_space, sweep
+
+COMPONENTS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name in SLOTS)
+BASE = {
+    "data": "digits",
+    "partition": {"name": "iid", "clients": 12},
+    "participation": {"name": "full", "malicious": 2},
+}
+
+
+def ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_every_component_has_its_yaml():
+    missing = [
+        f"{slot}/{cls.name}"
+        for slot in sorted({path.parent.name for path in COMPONENTS})
+        for cls in registry(slot)
+        if not (CONFIGS / slot / f"{cls.name}.yaml").is_file()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=ids)
+def test_component_yaml_loads_and_names_itself(path: Path):
+    slot = path.parent.name
+    built = registry(slot).build(path.stem)
+    assert built.name == yaml.safe_load(path.read_text())["name"]
+    assert registry(slot).build(built.to_dict()) == built
+    assert path.read_text().startswith("#"), "a comment says where the setting comes from"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "client").glob("*.yaml")), ids=ids)
+def test_client_yaml_loads(path: Path):
+    assert (
+        load(BASE | {"client": path.stem}).client == load(BASE | {"client": named_config("client", path.stem)}).client
+    )
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=ids)
+def test_sweep_yaml_loads_and_has_a_space(path: Path):
+    experiment = load(BASE | {"attack": "sign_flip", "sweep": path.stem})
+    assert search_space(experiment)
+    assert load(yaml.safe_load(dump(experiment))) == experiment
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=ids)
+def test_sweep_yaml_runs(path: Path, store_folder: Path):
+    defended = {"defenses": {"clip": "norm_bound"}, "client": "fl_wbc"} if path.stem == "defender" else {}
+    settings = named_config("sweep", path.stem) | {"trials": 2, "jobs": 1, "confirm_seeds": [1001]}
+    outcome = sweep(load(BASE | {"attack": "alie", "rounds": 2, "sweep": settings} | defended), "tiny")
+    assert len(outcome.trials) == 2
+    assert outcome.winner
+
+
+def run_fast(experiment: Experiment) -> None:
+    """Two rounds; whatever happens in them, the figures are numbers and the model stays finite."""
+    federation = Federation(experiment.faster())
+    state = federation.run()
+    assert len(state.history) == min(2, experiment.rounds) or state.stopped
+    assert bool(torch.isfinite(state.global_D).all())
+    figures = {name: value for figures in state.history for name, value in figures.items()}
+    assert figures
+    assert all(value == value for value in figures.values()), figures
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_experiment_yaml_round_trips_and_runs(name: str):
+    experiment = load(name)
+    assert load(yaml.safe_load(dump(experiment))) == experiment
+    run_fast(experiment)
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "attack"], ids=ids)
+def test_attack_yaml_runs(path: Path):
+    run_fast(load(BASE | {"attack": path.stem}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "aggregator"], ids=ids)
+def test_aggregator_yaml_runs(path: Path):
+    clients = 50 if registry("aggregator").build(path.stem).to_dict().get("n_byzantine", 0) else 12
+    run_fast(
+        load(BASE | {"partition": {"name": "iid", "clients": clients}, "attack": "gaussian", "aggregator": path.stem})
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "defense"], ids=ids)
+def test_defense_yaml_runs(path: Path):
+    server = {"data": {"name": "digits", "validation": 100}, "aggregator": {"name": "trimmed_mean", "n_byzantine": 2}}
+    run_fast(load(BASE | server | {"attack": "sign_flip", "defenses": {path.stem: path.stem}}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "partition"], ids=ids)
+def test_partition_yaml_runs(path: Path):
+    data = "femnist" if path.stem == "natural" else "digits"  # natural: by writer
+    run_fast(load(BASE | {"data": data, "partition": path.stem, "participation": "full"}))
+
+
+LIGHT = {"partition": {"name": "iid", "clients": 3}, "client": {"steps": 1, "batch_size": 4}}
+OWN_DATA = {
+    "linear": "house_prices",
+    "svm": "mnist_parity",
+    "cmp_cifar_cnn": "cifar10",
+    "wbc_cifar_cnn": "cifar10",
+    "resnet18": "cifar10",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "data"], ids=ids)
+def test_data_yaml_runs(path: Path):
+    model = "linear" if path.stem == "house_prices" else "mlp"
+    run_fast(load(LIGHT | {"data": path.stem, "model": model}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "model"], ids=ids)
+def test_model_yaml_runs(path: Path):
+    data = {"name": OWN_DATA.get(path.stem, "mnist"), "test_samples": 20}
+    run_fast(load(LIGHT | {"data": data, "model": path.stem, "rounds": 1}))
+
+
+@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "engine"], ids=ids)
+def test_engine_yaml_runs(path: Path, request: pytest.FixtureRequest):
+    if path.stem == "ray":
+        request.getfixturevalue("local_ray")
+    run_fast(load(BASE | {"engine": path.stem}))

@@ -45,6 +45,7 @@ SLOTS = {
     "schedule": "fl_lightning.participation",
     "attack": "fl_lightning.attacks",
     "objective": "fl_lightning.attacks",
+    "pattern": "fl_lightning.attacks",
     "defense": "fl_lightning.defenses",
     "aggregator": "fl_lightning.aggregators",
     "engine": "fl_lightning.engines",

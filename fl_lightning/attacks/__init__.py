@@ -13,7 +13,22 @@ from fl_lightning.attacks._ipm import Ipm, ipm
 from fl_lightning.attacks._label_flip import LabelFlip
 from fl_lightning.attacks._model_replacement import ModelReplacement
 from fl_lightning.attacks._multi_party import MultiParty, joint_choice
-from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, TargetSamples, Trigger, Untargeted
+from fl_lightning.attacks._objectives import (
+    OBJECTIVES,
+    AttributeTrigger,
+    Backdoor,
+    EdgeCase,
+    FeatureTrigger,
+    Goal,
+    LabelMap,
+    Objective,
+    Semantic,
+    TargetSamples,
+    TokenTrigger,
+    Trigger,
+    Untargeted,
+)
+from fl_lightning.attacks._patterns import PATTERNS, Bars, Blend, Checker, Patch, Pattern, Sinus, Warp
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
@@ -38,19 +53,27 @@ REGISTRIES = {
             Deep,
         ],
     ),
-    "objective": Registry("objective", [Untargeted, LabelMap, TargetSamples, Trigger]),
+    "objective": Registry("objective", OBJECTIVES),
+    "pattern": Registry("pattern", PATTERNS),
 }
 
 __all__ = [
     "Alie",
     "AlternatingMinimization",
     "Attack",
+    "AttributeTrigger",
+    "Backdoor",
+    "Bars",
+    "Blend",
+    "Checker",
     "Choice",
     "Cmp",
     "Deep",
+    "EdgeCase",
     "FangKrum",
     "FangMedian",
     "FangTrimmedMean",
+    "FeatureTrigger",
     "Gaussian",
     "Goal",
     "Ipm",
@@ -61,13 +84,19 @@ __all__ = [
     "ModelReplacement",
     "MultiParty",
     "Objective",
+    "Patch",
+    "Pattern",
     "Poisoned",
+    "Semantic",
     "SignFlip",
+    "Sinus",
     "TargetSamples",
+    "TokenTrigger",
     "Trigger",
     "Tunable",
     "Untargeted",
     "View",
+    "Warp",
     "alie",
     "beyond_extremes",
     "beyond_spread",

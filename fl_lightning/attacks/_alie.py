@@ -69,7 +69,7 @@ class Alie(Attack):
     """
 
     name: ClassVar[str] = "alie"
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     z: Annotated[float | None, Tunable(0.1, 5, log=True)] = Field(default=None, ge=0)
 

@@ -149,7 +149,7 @@ class AlternatingMinimization(Attack):
     """
 
     name: ClassVar[str] = "alternating_minimization"
-    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=TargetSamples)
     form: Literal["joint", "alternate"] = "joint"

@@ -36,14 +36,14 @@ class Attack(Component, ABC):
 
     Attributes:
         needs: the least knowledge with which the attack works.
-        serves: the objectives that it can pursue.
+        serves: the kinds of objectives that it can pursue (names of objectives are taken, too).
         knowledge: what the threat model grants.
         visible_updates: number of benign updates that partial knowledge makes visible.
         objective: what the attack is after.
     """
 
     needs: ClassVar[Knowledge] = "none"
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel", "samples", "backdoor")
 
     knowledge: Knowledge = "none"
     visible_updates: int = Field(default=0, ge=0)
@@ -55,8 +55,9 @@ class Attack(Component, ABC):
             raise ValueError(f"{self.name} needs at least {self.needs} knowledge, got {self.knowledge!r}")
         if self.visible_updates and self.knowledge != "partial":
             raise ValueError(f"visible_updates belongs to partial knowledge, got knowledge {self.knowledge!r}")
-        if self.objective.name not in self.serves:
-            raise ValueError(f"{self.name} serves {', '.join(self.serves)}, got objective {self.objective.name!r}")
+        if not {self.objective.kind, self.objective.name} & set(self.serves):
+            got = f"objective {self.objective.name!r} of kind {self.objective.kind!r}"
+            raise ValueError(f"{self.name} serves {', '.join(self.serves)}, got {got}")
         return self
 
     def check(self, data: Dataset, loss: Loss) -> None:

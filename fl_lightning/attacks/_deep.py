@@ -187,7 +187,7 @@ class Deep(Rehearsing):
     """
 
     name: ClassVar[str] = "deep"
-    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)
     form: Literal["working", "printed"] = "working"

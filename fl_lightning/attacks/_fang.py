@@ -37,7 +37,7 @@ class Fang(Attack, ABC):
             where the two differ) and never looks at the server's.
     """
 
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     knowledge: Knowledge = "partial"
     rule: Literal["own", "random"] = "own"

@@ -51,7 +51,7 @@ class Gaussian(Attack):
     """
 
     name: ClassVar[str] = "gaussian"
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     std: Annotated[float | None, Tunable(1e-3, 10, log=True)] = Field(default=None, ge=0)
 

@@ -48,7 +48,7 @@ class Ipm(Attack):
     """
 
     name: ClassVar[str] = "ipm"
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     epsilon: Annotated[float, Tunable(0.05, 20, log=True)] = Field(default=0.5, ge=0)
 

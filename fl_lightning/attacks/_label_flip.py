@@ -42,7 +42,7 @@ class LabelFlip(Attack):
     """
 
     name: ClassVar[str] = "label_flip"
-    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
     boost: Annotated[float, Tunable(1, 20, log=True)] = Field(default=1.0, ge=0)

@@ -151,7 +151,7 @@ class ModelReplacement(Rehearsing):
     """
 
     name: ClassVar[str] = "model_replacement"
-    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)
     boost: Annotated[float | None, Tunable(1, 50, log=True)] = Field(default=None, gt=0)

@@ -140,7 +140,7 @@ class MultiParty(Attack):
     """
 
     name: ClassVar[str] = "multi_party"
-    serves: ClassVar[tuple[str, ...]] = ("label_map", "target_samples", "trigger")
+    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     knowledge: Knowledge = "partial"
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)

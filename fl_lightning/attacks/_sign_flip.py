@@ -44,7 +44,7 @@ class SignFlip(Attack):
     """
 
     name: ClassVar[str] = "sign_flip"
-    serves: ClassVar[tuple[str, ...]] = ("untargeted", "label_map")
+    serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     scale: Annotated[float, Tunable(0.1, 20, log=True)] = Field(default=1.0, ge=0)
 

@@ -54,6 +54,7 @@ class Dataset:
         classes: number of classes K (1 for regression).
         writers: `[n_train]` natural owner of each training sample (FEMNIST's writers), or None.
         validation: samples that the server holds back for its own checks, empty unless asked for.
+        limits: for images, `[ch, 1, 1]` each, what pixels of 0 and of 1 are in `x` after all transforms; None: unknown.
     """
 
     train: Samples
@@ -62,6 +63,7 @@ class Dataset:
     classes: int
     writers: Tensor | None = None
     validation: Samples | None = None
+    limits: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +74,8 @@ class Dataset:
         """Moved to a device; floating-point parts also to `dtype`."""
         validation = None if self.validation is None else self.validation.to(device, dtype)
         train, test = self.train.to(device, dtype), self.test.to(device, dtype)
-        return replace(self, train=train, test=test, validation=validation)
+        limits = self.limits and (self.limits[0].to(device, dtype), self.limits[1].to(device, dtype))
+        return replace(self, train=train, test=test, validation=validation, limits=limits)
 
 
 @component

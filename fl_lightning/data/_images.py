@@ -36,7 +36,8 @@ class ImageData(SplitData):
         return self._prepared(*clouds(self.shape, self.classes, SYNTHETIC, generator(0, "synthetic", self.name)))
 
     def _prepared(self, train: Samples, test: Samples) -> Dataset:
-        dataset = Dataset(train, test, "classification", self.classes)
+        black = train.x.new_zeros(train.x.shape[1], 1, 1)
+        dataset = Dataset(train, test, "classification", self.classes, limits=(black, black + 1))
         return standardised(dataset) if self.normalize else dataset
 
 
@@ -48,7 +49,8 @@ def standardised(dataset: Dataset) -> Dataset:
     deviation, mean = torch.std_mean(dataset.train.x, dim=(0, 2, 3), keepdim=True, correction=0)
     scale = torch.where(deviation > 0, deviation, 1.0)
     train, test = (replace(part, x=(part.x - mean) / scale) for part in (dataset.train, dataset.test))
-    return replace(dataset, train=train, test=test)
+    limits = dataset.limits and ((dataset.limits[0] - mean[0]) / scale[0], (dataset.limits[1] - mean[0]) / scale[0])
+    return replace(dataset, train=train, test=test, limits=limits)
 
 
 def clouds(

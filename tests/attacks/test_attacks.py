@@ -265,7 +265,7 @@ def test_the_view_refuses_what_was_not_granted(granted, refused, known):
 def test_less_knowledge_than_needed_is_refused_with_the_numbers():
     with pytest.raises(ConfigError, match="visible_updates belongs to partial knowledge, got knowledge 'full'"):
         registry("attack").build({"name": "alie", "knowledge": "full", "visible_updates": 3})
-    with pytest.raises(ConfigError, match="serves untargeted, label_map, got objective 'trigger'"):
+    with pytest.raises(ConfigError, match="serves any, relabel, got objective 'trigger' of kind 'backdoor'"):
         registry("attack").build({"name": "ipm", "objective": "trigger"})
 
 

@@ -1,6 +1,7 @@
 """Measure how badly federated learning can be poisoned, and what stops it.
 
-Every public name can be imported from here; its module, with torch and Lightning, is loaded when it is first used.
+The verbs and nouns of `__all__` are what a person needs; every component can be imported from here as well. A name's module,
+with torch and Lightning, is loaded when the name is first used.
 
 Example:
     >>> from fl_lightning import Krum, load
@@ -12,34 +13,98 @@ Example:
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_MODULES = (
-    "config",
-    "federation",
-    "runs",
-    "clients",
+if TYPE_CHECKING:  # what type checkers and editors see: no more than what there is
+    from fl_lightning._matrix import MatrixOutcome, matrix
+    from fl_lightning.aggregators import *
+    from fl_lightning.attacks import *
+    from fl_lightning.callbacks import *
+    from fl_lightning.clients import *
+    from fl_lightning.config import *
+    from fl_lightning.data import *
+    from fl_lightning.defenses import *
+    from fl_lightning.engines import *
+    from fl_lightning.errors import ConfigError
+    from fl_lightning.federation import *
+    from fl_lightning.metrics import *
+    from fl_lightning.models import *
+    from fl_lightning.papers import Reproduction, reproduce
+    from fl_lightning.participation import *
+    from fl_lightning.partition import *
+    from fl_lightning.registry import *
+    from fl_lightning.runs import *
+    from fl_lightning.search import SweepOutcome, sweep
+    from fl_lightning.tracking import Registered
+
+_HOMES = {
+    "ConfigError": "errors",
+    "Experiment": "config",
+    "Federation": "federation",
+    "MatrixOutcome": "_matrix",
+    "Outcome": "runs",
+    "Registered": "tracking",
+    "Reproduction": "papers",
+    "SweepOutcome": "search",
+    "dump": "config",
+    "load": "config",
+    "matrix": "_matrix",
+    "reproduce": "papers",
+    "resume": "runs",
+    "run": "runs",
+    "sweep": "search",
+}
+"""Verbs and nouns, and where they live."""
+
+_SLOTS = (
     "aggregators",
     "attacks",
-    "defenses",
     "callbacks",
+    "clients",
+    "config",
+    "data",
+    "defenses",
+    "engines",
+    "federation",
+    "metrics",
+    "models",
     "participation",
     "partition",
-    "data",
-    "models",
-    "engines",
-    "metrics",
     "registry",
+    "runs",
 )
+"""Modules whose public names can be had from here, too."""
 
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Federation",
+    "MatrixOutcome",
+    "Outcome",
+    "Registered",
+    "Reproduction",
+    "SweepOutcome",
+    "dump",
+    "load",
+    "matrix",
+    "reproduce",
+    "resume",
+    "run",
+    "sweep",
+]
 
-def __getattr__(name: str) -> Any:
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:
-        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
-            if name in module.__all__:
-                return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that sees a module's `__getattr__` lets every misspelt name pass
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:
+            for module in map(import_module, (f"{__name__}.{slot}" for slot in _SLOTS)):
+                if name in module.__all__:
+                    return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({name for module in _MODULES for name in import_module(f"{__name__}.{module}").__all__})
+    flat = {name for slot in _SLOTS for name in import_module(f"{__name__}.{slot}").__all__}
+    return sorted({*flat, *__all__})

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fl_lightning.parallel import Jobs
 from fl_lightning.runs import Campaign, Cell, run_campaign
 from fl_lightning.search import strongest, tunables
 
-__all__ = ["Matrix", "MatrixOutcome", "load_matrix", "run_matrix"]
+__all__ = ["Matrix", "MatrixOutcome", "load_matrix", "matrix", "run_matrix"]
 
 NO_ATTACK = "no attack"
 
@@ -260,3 +261,16 @@ def _tuned(
             found[name] = strongest(experiment, name)
         progress(number, len(studies), Cell(f"search: {name}", experiment.seed))
     return found
+
+
+def matrix(source: str, fast: bool = False) -> MatrixOutcome:
+    """Run the matrix in `configs/matrix/<source>.yaml`, or in the file at the path `source`; see `run_matrix`.
+
+    Args:
+        source: name or path.
+        fast: synthetic data and few rounds: does it run at all?
+
+    Raises:
+        ConfigError: no such matrix, or a cell that cannot run.
+    """
+    return run_matrix(load_matrix(source), Path(source).stem, fast)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
 
-from fl_lightning import runs, tracking
+from fl_lightning import tracking
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import Jobs, exclusive, share_cores, side_by_side
 from fl_lightning.paths import runs_folder
+from fl_lightning.runs import _run as runs
 from fl_lightning.runs._run import Outcome
 
 __all__ = ["Campaign", "Cell", "run_campaign"]

@@ -1,0 +1,147 @@
+"""The house holds: imports point down the floors only, no circles, few loose modules, all files in wheel and sdist."""
+
+import ast
+import graphlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fl_lightning"
+FLOORS = (
+    {"errors", "paths", "randomness", "callbacks", "doctor"},
+    {"registry", "parallel", "references"},
+    {"data", "aggregators", "participation", "server"},
+    {"models", "partition"},
+    {"defenses", "clients"},
+    {"engines"},
+    {"attacks"},
+    {"config", "metrics"},
+    {"federation"},
+    {"tracking", "testing"},
+    {"runs", "analysis"},
+    {"search", "papers"},
+    {"_matrix"},
+    {"integrations"},
+    {"cli"},
+)
+"""Folders and loose modules, the ground floor first; each may use what lies below it."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def for_type_checkers(tree: ast.AST) -> set[ast.AST]:
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, in functions, too."""
+    tree = ast.parse(path.read_text())
+    skipped = for_type_checkers(tree)
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fl_lightning"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+
+
+ARROWS = {name: set(imported(path)) - {name} for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_has_its_floor():
+    floors = [room for floor in FLOORS for room in floor]
+    assert len(floors) == len(set(floors))
+    assert {room(name) for name in MODULES} - {""} <= set(floors)
+
+
+def test_arrows_between_rooms_point_down():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    up = [
+        f"{module} -> {other}"
+        for module, others in ARROWS.items()
+        for other in others
+        if room(module) and room(other) and room(module) != room(other) and floor[room(other)] >= floor[room(module)]
+    ]
+    assert not up
+
+
+def test_no_module_imports_itself_through_others():
+    try:
+        graphlib.TopologicalSorter(ARROWS).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_checks_see_imports_in_functions():
+    assert "fl_lightning.config" in ARROWS["fl_lightning.cli._main"]
+
+
+def test_few_modules_are_loose():
+    loose = [path.stem for path in PACKAGE.glob("*.py")]
+    assert len(loose) <= 11, loose
+    assert not {"matrix", "sweep", "run", "load", "resume", "reproduce"} & set(loose), "no module bears a verb's name"
+
+
+def test_linters_are_never_told_to_look_away_from_a_room():
+    assert not [name for name, path in MODULES.items() if "noqa: TID" in path.read_text()]
+
+
+@pytest.mark.parametrize("link", ["callbacks", "configs"])
+def test_links_lead_into_the_package(link: str):
+    assert (ROOT / link).is_symlink()
+    assert (ROOT / link).resolve() == PACKAGE / link
+    assert not (PACKAGE / link).is_symlink()
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
+    """Files in a wheel and in an sdist built from a copy without the links, as a checkout on Windows has it."""
+    folder = tmp_path_factory.mktemp("build")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(PACKAGE, folder / "fl_lightning", ignore=shutil.ignore_patterns("__pycache__"))
+    program = "from setuptools import build_meta as b; print(b.build_wheel('.')); print(b.build_sdist('.'))"
+    built = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
+    wheel, sdist = built.stdout.split()[-1], next(folder.glob("*.tar.gz"))
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as opened:
+        in_wheel = set(opened.namelist())
+    assert wheel
+    with tarfile.open(sdist) as packed:
+        in_sdist = {name.partition("/")[2] for name in packed.getnames()}
+    return in_wheel, in_sdist
+
+
+def test_wheel_and_sdist_hold_every_file_of_the_package(archives: tuple[set[str], set[str]]):
+    shipped = {
+        str(path.relative_to(ROOT))
+        for kind in ("*.py", "*.yaml", "*.bib", "py.typed", "*.html", "*.css")
+        for path in PACKAGE.rglob(kind)
+    }
+    assert sum(name.endswith(".yaml") for name in shipped) > 100
+    for files in archives:
+        assert shipped <= files, sorted(shipped - files)[:10]
+
+
+def test_the_wheel_installs_no_other_top_level_name(archives: tuple[set[str], set[str]]):
+    assert {name.split("/")[0] for name in archives[0] if ".dist-info" not in name} == {"fl_lightning"}

@@ -3,15 +3,26 @@
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._chain import Chain, chain
 from fl_lightning.attacks._cmp import Cmp
+from fl_lightning.attacks._copies import copies
 from fl_lightning.attacks._deep import Deep
 from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
 from fl_lightning.attacks._fang_median import FangMedian
 from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean, beyond_extremes, beyond_spread, fang_trimmed_mean
+from fl_lightning.attacks._fault import Fault, bits_flipped
+from fl_lightning.attacks._free_rider import FreeRider, disguised
 from fl_lightning.attacks._gaussian import Gaussian, gaussian
+from fl_lightning.attacks._hidra import Hidra, hidra, largest_bias
+from fl_lightning.attacks._hybrid_sparse import HybridSparse, hybrid_sparse
 from fl_lightning.attacks._ipm import Ipm, ipm
+from fl_lightning.attacks._known_rows import known_rows
 from fl_lightning.attacks._label_flip import LabelFlip
+from fl_lightning.attacks._mimic import Mimic, follow_spread
+from fl_lightning.attacks._min_max import MinMax, min_max
+from fl_lightning.attacks._min_sum import MinSum, min_sum
 from fl_lightning.attacks._model_replacement import ModelReplacement
+from fl_lightning.attacks._mpaf import Mpaf, mpaf
 from fl_lightning.attacks._multi_party import MultiParty, joint_choice
 from fl_lightning.attacks._objectives import (
     OBJECTIVES,
@@ -29,6 +40,12 @@ from fl_lightning.attacks._objectives import (
     Untargeted,
 )
 from fl_lightning.attacks._patterns import PATTERNS, Bars, Blend, Checker, Patch, Pattern, Sinus, Warp
+from fl_lightning.attacks._perturbation import half_flipped, perturbation
+from fl_lightning.attacks._poisonedfl import PoisonedFL, poisonedfl
+from fl_lightning.attacks._projected import projected
+from fl_lightning.attacks._ray import ray, rays
+from fl_lightning.attacks._rop import Rop, rop
+from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
@@ -51,6 +68,18 @@ REGISTRIES = {
             MultiParty,
             AlternatingMinimization,
             Deep,
+            MinMax,
+            MinSum,
+            Mimic,
+            PoisonedFL,
+            Mpaf,
+            Rop,
+            Hidra,
+            HybridSparse,
+            FreeRider,
+            Fault,
+            Shuffle,
+            Chain,
         ],
     ),
     "objective": Registry("objective", OBJECTIVES),
@@ -65,6 +94,7 @@ __all__ = [
     "Backdoor",
     "Bars",
     "Blend",
+    "Chain",
     "Checker",
     "Choice",
     "Cmp",
@@ -73,21 +103,32 @@ __all__ = [
     "FangKrum",
     "FangMedian",
     "FangTrimmedMean",
+    "Fault",
     "FeatureTrigger",
+    "FreeRider",
     "Gaussian",
     "Goal",
+    "Hidra",
+    "HybridSparse",
     "Ipm",
     "Knowledge",
     "KnowledgeError",
     "LabelFlip",
     "LabelMap",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "ModelReplacement",
+    "Mpaf",
     "MultiParty",
     "Objective",
     "Patch",
     "Pattern",
     "Poisoned",
+    "PoisonedFL",
+    "Rop",
     "Semantic",
+    "Shuffle",
     "SignFlip",
     "Sinus",
     "TargetSamples",
@@ -100,12 +141,32 @@ __all__ = [
     "alie",
     "beyond_extremes",
     "beyond_spread",
+    "bits_flipped",
+    "chain",
+    "copies",
+    "disguised",
     "fang_krum",
     "fang_krum_partial",
     "fang_trimmed_mean",
+    "follow_spread",
     "gaussian",
+    "half_flipped",
+    "hidra",
+    "hybrid_sparse",
     "ipm",
     "joint_choice",
+    "known_rows",
+    "largest_bias",
     "largest_z",
+    "min_max",
+    "min_sum",
+    "mpaf",
+    "perturbation",
+    "poisonedfl",
+    "projected",
+    "ray",
+    "rays",
+    "rop",
+    "shuffle",
     "sign_flip",
 ]

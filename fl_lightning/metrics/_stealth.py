@@ -1,9 +1,12 @@
 """How much malicious updates stand out from the benign ones of their round."""
 
+from math import isfinite
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl_lightning.aggregators import finite_rows
 from fl_lightning.data import Samples
 from fl_lightning.models import FlatNetwork
 
@@ -25,12 +28,16 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
         malicious_C: `[C]` bool.
 
     Returns:
-        Nothing for figures that have no denominator (no malicious or no benign row, zero norms).
+        Nothing for figures that have no denominator (no malicious or no benign row, zero norms) or are no number. Rows with NaN
+        or Inf, which no server lets through, are left out.
 
     References:
         Multi-party targeted poisoning, tables 2 and 3: the contrast objective is the aggregate of all others. PDRR, figure 2:
         crafted models lie together beyond the previous global model.
     """
+    finite_C = finite_rows(updates_CD)
+    if not bool(finite_C.all()):
+        updates_CD, malicious_C = updates_CD[finite_C], malicious_C[finite_C]
     bad_MD, good_BD = updates_CD[malicious_C], updates_CD[~malicious_C]
     if not len(bad_MD) or not len(good_BD):
         return {}
@@ -45,7 +52,7 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
     if usual > 0:
         figures["stealth/norm_ratio"] = float(bad_MD.norm(dim=1).max()) / usual
         figures["stealth/spread"] = float((bad_MD - bad_MD[0]).norm(dim=1).max()) / usual
-    return figures
+    return {name: value for name, value in figures.items() if isfinite(value)}
 
 
 def distribution(updates_CD: Tensor, malicious_C: Tensor) -> float:

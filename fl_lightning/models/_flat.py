@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,27 @@ class FlatNetwork:
     def vector(self) -> Tensor:
         """`[D]` a copy of the network's current parameters."""
         return torch.cat([part.detach().flatten() for part in self._tensors().values()])
+
+    def fresh(self, generator: torch.Generator) -> Tensor:
+        """`[D]` a new random initialisation of the same architecture, with the running statistics that it starts with.
+
+        Layers draw as their `reset_parameters` does; parameters of layers without one are drawn from N(0, 0.02^2).
+
+        Args:
+            generator: CPU generator; the global random state stays untouched.
+        """
+        network = deepcopy(self.network).cpu()
+        drawn: set[Tensor] = set()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            for module in network.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+                    drawn.update(module.parameters(recurse=False))
+            for parameter in network.parameters():
+                if parameter not in drawn:
+                    parameter.normal_(std=0.02)
+        return FlatNetwork(network, self.loss).vector().to(self.vector())
 
     def split(self, theta_D: Tensor) -> dict[str, Tensor]:
         """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""

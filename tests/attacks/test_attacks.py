@@ -60,6 +60,22 @@ CANONICAL: dict[str, list[dict]] = {
         {"knowledge": "full", "objective": {"name": "label_map", "mapping": {5: 7}}},
         {"knowledge": "none", "distance": None, "objective": "trigger"},
     ],
+    "min_max": [{"knowledge": "full"}, {"perturbation": "std", "flip_half": True, "spread": 0.1}],
+    "min_sum": [{"knowledge": "full"}, {"perturbation": "sign", "bound": "min", "gamma": 2.0}],
+    "mimic": [
+        {"knowledge": "full", "warmup": 1},
+        {"knowledge": "partial", "visible_updates": 2},
+        {"target": "farthest", "knowledge": "full"},
+    ],
+    "poisonedfl": [{}, {"check_every": 1, "spread": 0.1}],
+    "mpaf": [{}, {"base": "initial"}, {"base": "zero", "scale": 1e6}],
+    "rop": [{"knowledge": "full"}, {"direction": "random", "pi": 0.0}],
+    "hidra": [{"knowledge": "full"}, {"visible_updates": 2}],
+    "hybrid_sparse": [{"knowledge": "full"}, {"z_small": "alie", "sign": "none"}],
+    "free_rider": [{}, {"kind": "replay"}],
+    "fault": [{"kind": "nan"}, {"kind": "huge"}, {"kind": "bit_flip"}],
+    "shuffle": [{"knowledge": "full"}],
+    "chain": [{}],
 }
 CASES = [
     registry("attack").build({"name": name, **case})

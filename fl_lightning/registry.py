@@ -25,6 +25,7 @@ __all__ = [
     "Component",
     "ConfigError",
     "Registry",
+    "Settings",
     "Slot",
     "component",
     "errors_under",
@@ -52,10 +53,33 @@ SLOTS = {
 }
 
 
-class Component:
+STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+class Settings:
+    """Base of frozen, keyword-only, validated dataclasses that refuse unknown fields: every subclass is one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)(cls)
+
+
+def component(cls: type[T]) -> type[T]:
+    """Mark a component: nothing is left to do where the class derives from `Component` or `Settings`.
+
+    Raises:
+        TypeError: it does not.
+    """
+    if not issubclass(cls, Settings):
+        raise TypeError(f"{cls.__qualname__} is no component: derive it from the base of its slot, such as Aggregator")
+    return cls
+
+
+class Component(Settings):
     """Base of everything that a configuration can name.
 
-    Subclasses are declared with the `component` decorator and set `name`, the word that configurations use. A field
+    Subclasses set `name`, the word that configurations use; their annotated fields are the hyper-parameters. A field
     annotated with a search range (`Tunable`) is found by the sweep.
 
     Attributes:
@@ -103,13 +127,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = value
     return flat
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
-def component(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only, validated dataclass that refuses unknown fields."""
-    config = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]
 
 
 class Registry:
@@ -163,7 +180,7 @@ class Registry:
         try:
             return cls(**rest)
         except ValidationError as error:
-            explain(error, (field.name for field in fields(cls)))  # type: ignore[arg-type]
+            explain(error, (field.name for field in fields(cls)))
 
 
 def named_config(slot: str, name: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.registry import component
+from fl_lightning.registry import Settings
 
 __all__ = ["Server", "ServerOptimizer", "server_step"]
 
@@ -72,8 +72,7 @@ def server_step(
     return memory["m"] / (memory["v"].sqrt() + tau)
 
 
-@component
-class Server:
+class Server(Settings):
     """The server step: global model + lr * direction.
 
     Attributes:

@@ -126,7 +126,7 @@ class Aggregator(Component, ABC):
         """
         if not removed or getattr(self, "n_byzantine", None) is None:
             return self
-        return replace(self, n_byzantine=max(0, self.n_byzantine - removed))  # type: ignore[attr-defined,type-var]
+        return replace(self, n_byzantine=max(0, self.n_byzantine - removed))  # type: ignore[attr-defined,call-arg]
 
     def _without_rows(
         self, dropped_C: Tensor, updates_CD: Tensor, weights_C: Tensor | None

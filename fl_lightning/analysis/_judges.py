@@ -34,7 +34,7 @@ def panel(slot: str, n_byzantine: int, own: Mapping[str, Any]) -> dict[str, Any]
     found: dict[str, Any] = {f"{label} (configured)": one for label, one in own.items()}
     for cls in registry(slot):
         settings = named_config(slot, cls.name) or {"name": cls.name}
-        if any(field.name == "n_byzantine" for field in fields(cls)):  # type: ignore[arg-type]
+        if any(field.name == "n_byzantine" for field in fields(cls)):
             settings = {**settings, "n_byzantine": n_byzantine}
         try:
             found[cls.name] = registry(slot).build(settings)

@@ -60,7 +60,7 @@ class Fang(Attack, ABC):
             return self
         cls = registry("attack")[name]
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        common = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        common = {field.name for field in fields(cls)}
         other: Fang = registry("attack").build({"name": name} | {k: v for k, v in settings.items() if k in common})
         return other
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_lightning.callbacks import CALLBACKS
 from fl_lightning.clients._optimizers import Optimizer, Sgd
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Settings, Slot
 
 
 class CallbackConfig:
@@ -67,8 +67,7 @@ class CallbackConfig:
         return core_schema.no_info_plain_validator_function(cls.parse)
 
 
-@component
-class Client:
+class Client(Settings):
     """How every client trains in a round.
 
     Attributes:

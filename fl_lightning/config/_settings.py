@@ -6,13 +6,12 @@ from pydantic import Field, field_validator, model_validator
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import Jobs
-from fl_lightning.registry import component
+from fl_lightning.registry import Settings
 
 Direction = Literal["maximize", "minimize"]
 
 
-@component
-class Evaluation:
+class Evaluation(Settings):
     """When the global model is evaluated, and whether beside its attack-free twin.
 
     Attributes:
@@ -27,8 +26,7 @@ class Evaluation:
     effect: bool = False
 
 
-@component
-class Tracking:
+class Tracking(Settings):
     """What MLflow keeps.
 
     Attributes:
@@ -54,8 +52,7 @@ class Tracking:
         return self
 
 
-@component
-class SweepSettings:
+class SweepSettings(Settings):
     """The search for the strongest attack, or for the best defense.
 
     Attributes:

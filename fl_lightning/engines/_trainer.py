@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 
-from fl_lightning.registry import component
+from fl_lightning.registry import Settings
 
 PRECISIONS: dict[Any, tuple[Any, torch.dtype]] = {
     32: ("32-true", torch.float32),
@@ -21,8 +21,7 @@ Reports = list[list[dict[str, float]]]
 """For each fit what each of its callbacks had to report."""
 
 
-@component
-class TrainerSettings:
+class TrainerSettings(Settings):
     """Settings of the shared Trainer.
 
     Attributes:

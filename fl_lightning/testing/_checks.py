@@ -36,5 +36,5 @@ def configuration_round_trips(component: Component, *_: Any) -> None:
     values = component.to_dict()
     require(values.pop("name", None) == component.name, "to_dict() does not hold the name")
     require(type(component)(**values) == component, f"{values} builds another component")
-    names = {field.name for field in fields(component)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(component)}
     require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")

@@ -49,7 +49,8 @@ def main() -> None:
         store = tracking.client()
         run = tracking.create_run(store, experiment, "bench", "run")
         checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", experiment.tracking.checkpoint_every)
-        tracked.observers = [tracking.Tracker(experiment, run, Path(folder)), checkpoint]
+        tracker = tracking.Tracker(experiment, run, Path(folder))
+        tracked.observers = [tracker, checkpoint]
         taken: dict[str, list[float]] = {"plain": [], "tracked": []}
         for observer in tracked.observers:
             observer.start(tracked)
@@ -64,7 +65,7 @@ def main() -> None:
         resumed = Federation(experiment)
         checkpoint.restore(resumed)
         resume = time.perf_counter() - begin
-        tracked.observers[0].finish(tracked)
+        tracker.finish(tracked)
     fifth = args.rounds // 5
     median = {name: statistics.median(seconds) for name, seconds in taken.items()}
     figures = {

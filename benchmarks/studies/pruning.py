@@ -20,7 +20,8 @@ from fl_lightning.metrics import interval
 from fl_lightning.search._first_trials import configured, rank
 from fl_lightning.search._pruning import pruner
 from fl_lightning.search._space import changes, search_space
-from fl_lightning.search._trials import Watcher, ask, sampler, score, violations
+from fl_lightning.search._study import sampler
+from fl_lightning.search._trials import Watcher, ask, score, violations
 
 CONFIRM = [1001, 1002, 1003, 1004, 1005]
 MNIST: dict[str, Any] = {

@@ -207,6 +207,6 @@ class KOfN(Participation):
 
 
 REGISTRIES = {
-    "participation": Registry("participation", [Full, Fraction, KOfN]),
-    "schedule": Registry("schedule", [Always, FromRound, Once, Spaced, Random]),
+    "participation": Registry("participation", Participation, [Full, Fraction, KOfN]),
+    "schedule": Registry("schedule", Schedule, [Always, FromRound, Once, Spaced, Random]),
 }

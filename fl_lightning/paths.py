@@ -7,6 +7,23 @@ CONFIGS = Path(__file__).parent / "configs"
 """The shipped configurations; one folder a slot."""
 
 
+def config_folders() -> tuple[Path, ...]:
+    """Where configurations are looked for: `FL_LIGHTNING_CONFIGS`, by default `./configs`, then the shipped ones."""
+    user = Path(os.environ.get("FL_LIGHTNING_CONFIGS", "configs")).expanduser().resolve()
+    return (user, CONFIGS) if user.is_dir() and user != CONFIGS.resolve() else (CONFIGS,)
+
+
+def find_config(kind: str, name: str) -> Path | None:
+    """`<kind>/<name>.yaml` in the first folder that has it."""
+    paths = (folder / kind / f"{name}.yaml" for folder in config_folders())
+    return next((path for path in paths if path.is_file()), None)
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the configurations of a kind, the user's and the shipped ones, sorted."""
+    return sorted({path.stem for folder in config_folders() for path in (folder / kind).glob("*.yaml")})
+
+
 def data_folder() -> Path:
     """Folder for data sets: `FL_LIGHTNING_DATA`, by default `~/.cache/fl_lightning`."""
     return Path(os.environ.get("FL_LIGHTNING_DATA", "~/.cache/fl_lightning")).expanduser()

@@ -2,28 +2,37 @@
 
 A component *is* its configuration: a frozen dataclass whose fields are the hyper-parameters. Every slot of an
 experiment (`aggregator`, `attack`, ...) has one `Registry`, filled by explicit imports; installed packages add
-their own through the entry-point group `fl_lightning.<slot>`.
+their own through the entry-point group `fl_lightning.<slot>`, and `module:Class` names any importable class.
 """
 
+import hashlib
 import importlib
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass as stdlib_dataclass
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from inspect import getfile, isabstract
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import CoreSchema, core_schema
 
 from fl_lightning.errors import ConfigError, errors_under, explain, suggest
-from fl_lightning.paths import CONFIGS
+from fl_lightning.paths import find_config
 
 __all__ = [
     "Component",
     "ConfigError",
+    "PluginError",
     "Registry",
     "Settings",
     "Slot",
@@ -42,6 +51,7 @@ SLOTS = {
     "partition": "fl_lightning.partition",
     "model": "fl_lightning.models",
     "optimizer": "fl_lightning.clients",
+    "callback": "fl_lightning.clients",
     "participation": "fl_lightning.participation",
     "schedule": "fl_lightning.participation",
     "attack": "fl_lightning.attacks",
@@ -91,12 +101,17 @@ class Component(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that builds this component again: `{"name": ..., field: value, ...}`."""
-        return {"name": self.name, **plain_fields(self)}
+        return {"name": name_of(type(self)), **plain_fields(self)}
 
     @classmethod
     def summary(cls) -> str:
         """First line of the docstring."""
-        return (cls.__doc__ or "").strip().splitlines()[0]
+        return summary(cls)
+
+
+def summary(cls: type) -> str:
+    """First line of a class's docstring; empty where there is none."""
+    return next(iter((cls.__doc__ or "").strip().splitlines()), "")
 
 
 def plain_fields(value: Any) -> dict[str, Any]:
@@ -129,44 +144,117 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class PluginError(ConfigError):
+    """A component of another distribution, or of the user's own module, that cannot be used; everything else can."""
+
+
+@cache
+def plugins(slot: str) -> dict[str, tuple[EntryPoint, ...]]:
+    """What installed distributions offer for a slot, by name; nothing of it is imported yet."""
+    offered: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for entry in entry_points(group=f"fl_lightning.{slot}"):
+        # A checkout on the path beside its installed twin shows the same entry point twice.
+        offered.setdefault(entry.name, {})[distribution_of(entry), entry.value] = entry
+    return {name: tuple(entries.values()) for name, entries in offered.items()}
+
+
+def distribution_of(entry: EntryPoint) -> str:
+    """`acme-rules 1.2`: who offers an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
+
+
+_NAMES: dict[type, str] = {}
+"""How a configuration names a class: its name in the registry, or `module:Class`."""
+
+
+_OFFERED: dict[type, EntryPoint] = {}
+"""Which entry point a class came from."""
+
+
+def name_of(cls: type) -> str:
+    """What a configuration calls a component's class: its registered name, else `module:Class`."""
+    return _NAMES.get(cls) or f"{cls.__module__}:{cls.__qualname__}"
+
+
 class Registry:
     """The components of one slot by name.
 
+    A name is one of the shipped components, an entry point of the group `fl_lightning.<slot>`, or `module:Class`. What is
+    not shipped is imported when it is asked for, and only then.
+
     Args:
         slot: name of the slot, as configurations write it.
-        components: the classes shipped with the project.
+        base: what every class of the slot derives from.
+        shipped: the classes shipped with the project; a mapping where they do not carry their names.
     """
 
-    def __init__(self, slot: str, components: Iterable[type[Component]]):
+    def __init__(self, slot: str, base: type, shipped: Iterable[type[Component]] | Mapping[str, type]):
         self.slot = slot
-        self._classes = {cls.name: cls for cls in components}
-        for entry in entry_points(group=f"fl_lightning.{slot}"):
-            outside = entry.load()
-            self._classes[outside.name] = outside
+        self.base = base
+        self._shipped: dict[str, Any] = (
+            dict(shipped) if isinstance(shipped, Mapping) else {cls.name: cls for cls in shipped}
+        )
+        self._local: dict[str, type] = {}
+        _NAMES.update({cls: name for name, cls in self._shipped.items()})
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted(self._classes)
+        """All names, sorted; those of plug-ins before anything of them is imported."""
+        return sorted({*self._shipped, *plugins(self.slot)})
 
-    def __getitem__(self, name: str) -> type[Component]:
-        if name not in self._classes:
-            raise ConfigError(f"unknown {self.slot} {name!r}; {suggest(name, self._classes)}")
-        return self._classes[name]
+    def __getitem__(self, name: str) -> type[Any]:
+        offered = plugins(self.slot).get(name, ())
+        shipped = ["fl-lightning"] if name in self._shipped else []
+        if len(offered) + len(shipped) > 1:
+            rivals = " and by ".join(shipped + [distribution_of(entry) for entry in offered])
+            raise PluginError(f"{self.slot} {name!r} is defined by {rivals}: uninstall one, or use module:Class")
+        if shipped:
+            return cast(type, self._shipped[name])
+        if offered:
+            return self._load(offered[0])
+        if ":" in name:
+            return self._local.get(name) or self._checked(import_class(name), name)
+        raise ConfigError(f"unknown {self.slot} {name!r}; {suggest(name, self.names())}")
 
-    def __iter__(self) -> Iterator[type[Component]]:
-        return iter([self._classes[name] for name in self.names()])
+    def _load(self, entry: EntryPoint) -> type[Any]:
+        who = f"{self.slot} {entry.name!r} of {distribution_of(entry)}"
+        try:
+            cls = entry.load()
+        except Exception as error:  # whatever a foreign module raises while it is imported
+            raise PluginError(f"{who} cannot be loaded: {type(error).__name__}: {error}") from error
+        cls = self._checked(cls, who)
+        _NAMES[cls], _OFFERED[cls] = entry.name, entry
+        return cls
+
+    def _checked(self, cls: Any, who: str) -> type[Any]:
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise PluginError(f"{who} is not a {self.slot}: it must derive from {self.base.__name__}, got {cls!r}")
+        if isabstract(cls):
+            raise PluginError(f"{who} does not define {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
+        if issubclass(cls, Component) and not hasattr(cls, "name"):
+            raise PluginError(f"{who} has no name: set `name: ClassVar[str]`")
+        return cls
+
+    def __iter__(self) -> Iterator[type[Any]]:
+        """Every class that can be loaded; a warning tells of those that cannot."""
+        for name in self.names():
+            try:
+                yield self[name]
+            except PluginError as error:
+                _warn_once(str(error))
 
     def build(self, value: Any) -> Any:
         """A component from a component, a name, or a mapping with the key `name`.
 
-        A name is first looked up as `configs/<slot>/<name>.yaml`, then taken for the component with its defaults.
+        A name is first looked up as `<slot>/<name>.yaml` in the user's and the shipped configurations, then taken for the
+        component with its defaults.
 
         Raises:
             ConfigError: unknown name or key, a value out of range, or a missing required field.
         """
         if isinstance(value, Component):
-            if not isinstance(value, tuple(self._classes.values())):
+            if not isinstance(value, self.base):
                 raise ConfigError(f"{value!r} is not a {self.slot}")
+            self._local[name_of(type(value))] = type(value)
             return value
         if isinstance(value, str):
             value = named_config(self.slot, value) or {"name": value}
@@ -183,12 +271,105 @@ class Registry:
             explain(error, (field.name for field in fields(cls)))
 
 
+def import_class(path: str) -> Any:
+    """What `module:Class` names; the working folder is searched, too, after everything that is installed.
+
+    Raises:
+        PluginError: no such module or class, or the module cannot be imported.
+    """
+    module_name, _, qualified = path.partition(":")
+    if not module_name or not qualified:
+        raise PluginError(f"expected module:Class, got {path!r}")
+    try:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError:
+            if "" in sys.path or os.getcwd() in sys.path:
+                raise
+            sys.path.append(os.getcwd())
+            module = importlib.import_module(module_name)
+        return attrgetter(qualified)(module)
+    except Exception as error:  # whatever a foreign module raises while it is imported
+        raise PluginError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def parts(value: Any) -> Iterator[type]:
+    """The classes of all components in a value, outer ones first."""
+    if isinstance(value, Component):
+        yield type(value)
+    elif isinstance(getattr(value, "cls", None), type):
+        yield value.cls
+    if is_dataclass(value):
+        inner: Iterable[Any] = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, BaseModel):
+        inner = [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        inner = value.values()
+    else:
+        inner = value if isinstance(value, list | tuple) else ()
+    for item in inner:
+        yield from parts(item)
+
+
+def foreign(value: Any) -> dict[str, str]:
+    """What is not shipped in a value, with its version: `{"acme-rules": "1.2"}`.
+
+    A module that belongs to no distribution counts with a digest of its source, so that an edit shows.
+    """
+    versions: dict[str, str] = {}
+    for cls in parts(value):
+        top = cls.__module__.partition(".")[0]
+        if top == "fl_lightning":
+            continue
+        if cls in _OFFERED and (dist := _OFFERED[cls].dist):
+            versions[dist.name] = dist.version
+        elif owners := _distributions().get(top):
+            versions |= {owner: version(owner) for owner in owners}
+        else:
+            versions[cls.__module__] = _source_digest(cls)
+    return dict(sorted(versions.items()))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Top-level module -> the distributions that it belongs to; takes a second where many are installed."""
+    return packages_distributions()
+
+
+def _source_digest(cls: type) -> str:
+    with suppress(OSError, TypeError):
+        return hashlib.sha256(Path(getfile(cls)).read_bytes()).hexdigest()[:12]
+    return "unknown"
+
+
+def refuse_unreachable(value: Any) -> None:
+    """Raise a ConfigError where another process could not import a component of a value."""
+    for cls in parts(value):
+        if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+            raise ConfigError(
+                f"{cls.__qualname__} of {cls.__module__} cannot be imported by worker processes: move it into a module, "
+                "or run with jobs=1"
+            )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("fl_lightning").warning("%s", message)
+
+
 def named_config(slot: str, name: str) -> Any:
-    """Content of `configs/<slot>/<name>.yaml`, or None when there is no such file."""
-    path = CONFIGS / slot / f"{name}.yaml"
-    if not path.is_file():
+    """Content of `<slot>/<name>.yaml` in the user's configurations or the shipped ones; None where there is no such file.
+
+    Raises:
+        ConfigError: the file is no YAML.
+    """
+    path = find_config(slot, name)
+    if path is None:
         return None
-    return yaml.safe_load(path.read_text())
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 @cache

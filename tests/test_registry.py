@@ -43,7 +43,7 @@ class Box(Shape):
         return self
 
 
-SHAPES = Registry("shape", [Circle, Box])
+SHAPES = Registry("shape", Shape, [Circle, Box])
 
 
 @pytest.fixture(autouse=True)
@@ -126,16 +126,6 @@ def test_order_names_and_lookup():
     assert SHAPES["box"] is Box
     assert Box.summary() == "Two sides."
     assert Shape.summary() == "A shape."
-
-
-def test_entry_points_add_outside_components(monkeypatch: pytest.MonkeyPatch):
-    class Entry:
-        def load(self) -> type[Component]:
-            return Circle
-
-    monkeypatch.setattr(module, "entry_points", lambda group: [Entry()] if group == "fl_lightning.figure" else [])
-    assert Registry("figure", [Box]).names() == ["box", "circle"]
-    assert Registry("other", [Box]).names() == ["box"]
 
 
 def test_under_puts_paths_together():

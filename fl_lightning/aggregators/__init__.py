@@ -13,7 +13,9 @@ from fl_lightning.aggregators._trimmed_mean import TrimmedMean, trimmed_mean
 from fl_lightning.registry import Registry
 
 REGISTRIES = {
-    "aggregator": Registry("aggregator", [Bulyan, GeometricMedian, Krum, Mean, Median, MultiKrum, TrimmedMean])
+    "aggregator": Registry(
+        "aggregator", Aggregator, [Bulyan, GeometricMedian, Krum, Mean, Median, MultiKrum, TrimmedMean]
+    )
 }
 
 __all__ = [

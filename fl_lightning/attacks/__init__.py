@@ -54,6 +54,7 @@ from fl_lightning.registry import Registry
 REGISTRIES = {
     "attack": Registry(
         "attack",
+        Attack,
         [
             LabelFlip,
             Gaussian,
@@ -82,8 +83,8 @@ REGISTRIES = {
             Chain,
         ],
     ),
-    "objective": Registry("objective", OBJECTIVES),
-    "pattern": Registry("pattern", PATTERNS),
+    "objective": Registry("objective", Objective, OBJECTIVES),
+    "pattern": Registry("pattern", Pattern, PATTERNS),
 }
 
 __all__ = [

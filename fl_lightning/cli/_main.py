@@ -70,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
     papers.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, last on stdout")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
+    listing.add_argument(
+        "--plugins", action="store_true", help="what installed packages add, and what is wrong with it"
+    )
     show = add("show", _show, "print the resolved configuration of an experiment as YAML")
     add_experiment(show, optional=False)
     data = add("data", _data, "get data sets, or list what is there")
@@ -239,21 +242,21 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from fl_lightning.callbacks import CALLBACKS
-    from fl_lightning.cli._tables import wide_console
+    from fl_lightning.cli._tables import print_plugins, wide_console
     from fl_lightning.config import experiment_names
-    from fl_lightning.registry import SLOTS, registry
+    from fl_lightning.registry import SLOTS, name_of, registry, summary
 
     console = wide_console()
-    slots = [options.slot] if options.slot else ["experiment", *SLOTS, "callback"]
+    if options.plugins:
+        print_plugins([options.slot] if options.slot else list(SLOTS))
+        return 0
+    slots = [options.slot] if options.slot else ["experiment", *SLOTS]
     for slot in slots:
         table = Table("name", "what it is", title=slot, title_justify="left", box=None, pad_edge=False)
         if slot == "experiment":
             rows = [(name, _first_comment(name)) for name in experiment_names()]
-        elif slot == "callback":
-            rows = [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in sorted(CALLBACKS.items())]
         else:
-            rows = [(cls.name, cls.summary()) for cls in registry(slot)]
+            rows = [(name_of(cls), summary(cls)) for cls in registry(slot)]
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -262,9 +265,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _first_comment(name: str) -> str:
-    from fl_lightning.paths import CONFIGS
+    from fl_lightning.paths import find_config
 
-    first = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()[0]
+    path = find_config("experiment", name)
+    first = next(iter(path.read_text().splitlines()), "") if path else ""
     return first.lstrip("# ") if first.startswith("#") else ""
 
 

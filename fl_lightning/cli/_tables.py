@@ -8,15 +8,34 @@ from rich.table import Table
 
 from fl_lightning.config import Experiment
 from fl_lightning.metrics import interval
+from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
 from fl_lightning.runs import Outcome
 from fl_lightning.search import SweepOutcome
 
-__all__ = ["print_outcome", "print_sweep", "wide_console"]
+__all__ = ["print_outcome", "print_plugins", "print_sweep", "wide_console"]
 
 
 def wide_console() -> Console:
     """Of the terminal's width; wide elsewhere, so that names can be copied from a file."""
     return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_plugins(slots: list[str]) -> None:
+    """What installed distributions add to each slot, and why a part of it cannot be used."""
+    console = wide_console()
+    table = Table("slot", "name", "distribution", "class", "state", box=None)
+    for slot in slots:
+        for name, entries in sorted(plugins(slot).items()):
+            try:
+                state = summary(registry(slot)[name])
+            except PluginError as error:
+                state = f"refused: {error}"
+            for entry in entries:
+                table.add_row(slot, name, distribution_of(entry), entry.value, state)
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("no installed package adds anything: see entry points `fl_lightning.<slot>`", markup=False)
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -3,8 +3,8 @@
 from fl_lightning.clients._dense_stack import DenseStack
 from fl_lightning.clients._lock_step import ClientCohort, CohortBatch, LockStep, loops_over_clients
 from fl_lightning.clients._module import ClientModule, LocalTraining
-from fl_lightning.clients._optimizers import REGISTRIES, Adam, Optimizer, Sgd
-from fl_lightning.clients._settings import CallbackConfig, Client, batch_plan
+from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
+from fl_lightning.clients._settings import REGISTRIES, CallbackConfig, Client, batch_plan
 
 __all__ = [
     "REGISTRIES",

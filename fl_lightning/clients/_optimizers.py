@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from fl_lightning.registry import Component, Registry, component
+from fl_lightning.registry import Component, component
 
 
 @component
@@ -73,6 +73,3 @@ class Adam(Optimizer):
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """torch.optim.Adam."""
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
-
-
-REGISTRIES = {"optimizer": Registry("optimizer", [Sgd, Adam])}

@@ -11,9 +11,14 @@ from pydantic_core import CoreSchema, core_schema
 from torch import Tensor
 
 from fl_lightning.callbacks import CALLBACKS
-from fl_lightning.clients._optimizers import Optimizer, Sgd
+from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Settings, Slot
+from fl_lightning.registry import Registry, Settings, Slot
+
+REGISTRIES = {
+    "optimizer": Registry("optimizer", Optimizer, [Sgd, Adam]),
+    "callback": Registry("callback", Callback, CALLBACKS),
+}
 
 
 class CallbackConfig:
@@ -24,9 +29,8 @@ class CallbackConfig:
     """
 
     def __init__(self, name: str, **options: Any):
-        if name not in CALLBACKS:
-            raise ConfigError(f"unknown callback {name!r}; {suggest(name, CALLBACKS)}")
-        known = inspect.signature(CALLBACKS[name]).parameters
+        self.cls = REGISTRIES["callback"][name]
+        known = inspect.signature(self.cls).parameters
         for option in options:
             if option not in known:
                 raise ConfigError(f"unknown key; {suggest(option, known)}", option)
@@ -39,7 +43,8 @@ class CallbackConfig:
 
     def build(self) -> Callback:
         """A fresh callback."""
-        return CALLBACKS[self.name](**self.options)
+        callback: Callback = self.cls(**self.options)
+        return callback
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that builds it again."""
@@ -57,6 +62,8 @@ class CallbackConfig:
             return value
         if isinstance(value, str):
             return cls(value)
+        if isinstance(value, Callback):
+            raise ConfigError(f"every client needs its own callback: give {{name: 'module:Class', ...}}, got {value!r}")
         if not isinstance(value, Mapping) or "name" not in value:
             raise ConfigError(f"expected a name or a mapping with the key 'name', got {value!r}")
         return cls(**value)

@@ -27,8 +27,8 @@ from fl_lightning.errors import ConfigError, errors_under, explain, suggest
 from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
-from fl_lightning.paths import CONFIGS
-from fl_lightning.registry import Slot, named_config, to_plain
+from fl_lightning.paths import config_names, find_config
+from fl_lightning.registry import Slot, foreign, named_config, to_plain
 from fl_lightning.server import Server
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
@@ -80,8 +80,7 @@ class Experiment(BaseModel):
         slot = str(info.field_name)
         settings = named_config(slot, value)
         if settings is None:
-            names = [path.stem for path in (CONFIGS / slot).glob("*.yaml")]
-            raise ConfigError(f"unknown {slot} {value!r}; {suggest(value, names)}")
+            raise ConfigError(f"unknown {slot} {value!r}; {suggest(value, config_names(slot))}")
         return settings
 
     @model_validator(mode="after")
@@ -148,9 +147,15 @@ class Experiment(BaseModel):
         """Twelve hexadecimal digits that identify the resolved configuration."""
         return _hash(self.to_dict())
 
-    def fingerprint(self) -> str:
-        """Like `digest`, of what the figures of a run depend on: not of how it is tracked, or what a sweep would do with it."""
-        return _hash({name: value for name, value in self.to_dict().items() if name not in ASIDE})
+    def fingerprint(self, plugins: Mapping[str, str] | None = None) -> str:
+        """Like `digest`, of what the figures of a run depend on: not of how it is tracked, or what a sweep would do with it.
+
+        Args:
+            plugins: versions of foreign components, as a run recorded them; None: those of today.
+        """
+        tree = {name: value for name, value in self.to_dict().items() if name not in ASIDE}
+        versions = foreign(self) if plugins is None else dict(plugins)
+        return _hash(tree | {"plugins": versions} if versions else tree)
 
 
 def _hash(tree: Mapping[str, Any]) -> str:
@@ -203,21 +208,19 @@ def dump(experiment: Experiment) -> str:
 
 
 def experiment_names() -> list[str]:
-    """Names of the shipped experiments."""
-    return sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+    """Names of the experiments in the user's configurations and the shipped ones."""
+    return config_names("experiment")
 
 
 def read_yaml(kind: str, source: str) -> dict[str, Any]:
-    """The mapping in `configs/<kind>/<source>.yaml`, or in the file at the path `source`.
+    """The mapping in `<kind>/<source>.yaml` of the user's or the shipped configurations, or in the file at the path `source`.
 
     Raises:
         ConfigError: no such file, or no mapping in it.
     """
-    shipped = CONFIGS / kind / f"{source}.yaml"
-    path = shipped if shipped.is_file() else Path(source)
+    path = find_config(kind, source) or Path(source)
     if not path.is_file():
-        names = [one.stem for one in (CONFIGS / kind).glob("*.yaml")]
-        raise ConfigError(f"no {kind} {source!r}, and no such file; {suggest(source, names)}")
+        raise ConfigError(f"no {kind} {source!r}, and no such file; {suggest(source, config_names(kind))}")
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

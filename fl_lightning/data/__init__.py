@@ -12,7 +12,7 @@ from fl_lightning.data._mnist_parity import MnistParity
 from fl_lightning.data._status import Status, get, locate, status
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"data": Registry("data", [Cifar10, Digits, FashionMnist, Femnist, HousePrices, Mnist, MnistParity])}
+REGISTRIES = {"data": Registry("data", Data, [Cifar10, Digits, FashionMnist, Femnist, HousePrices, Mnist, MnistParity])}
 
 __all__ = [
     "Cifar10",

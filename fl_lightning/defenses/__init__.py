@@ -16,6 +16,7 @@ from fl_lightning.registry import Registry
 REGISTRIES = {
     "defense": Registry(
         "defense",
+        Defense,
         [AccuracyCheck, Cdp, Dagmm, Err, ErrLfr, Ldp, Lfr, NormBound, Pdrr, Pyod, StatisticalCheck, Vae],
     )
 }

@@ -7,6 +7,6 @@ from fl_lightning.engines._trainer import SharedTrainer, TrainerSettings
 from fl_lightning.engines._vectorized import Vectorized
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"engine": Registry("engine", [Vectorized, Sequential, Ray])}
+REGISTRIES = {"engine": Registry("engine", Engine, [Vectorized, Sequential, Ray])}
 
 __all__ = ["Bench", "Engine", "Job", "Ray", "Sequential", "SharedTrainer", "TrainerSettings", "Vectorized"]

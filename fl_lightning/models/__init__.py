@@ -18,7 +18,9 @@ from fl_lightning.registry import Registry
 
 REGISTRIES = {
     "model": Registry(
-        "model", [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18]
+        "model",
+        Model,
+        [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18],
     )
 }
 

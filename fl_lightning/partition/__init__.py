@@ -10,7 +10,7 @@ from fl_lightning.partition._quantity import Quantity, quantity
 from fl_lightning.partition._shards import Shards, shards
 from fl_lightning.registry import Registry
 
-REGISTRIES = {"partition": Registry("partition", [Iid, Shards, Degree, Dirichlet, Quantity, Natural])}
+REGISTRIES = {"partition": Registry("partition", Partition, [Iid, Shards, Degree, Dirichlet, Quantity, Natural])}
 
 __all__ = [
     "Degree",

@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.parallel import Jobs, exclusive, share_cores, side_by_side
 from fl_lightning.paths import runs_folder
+from fl_lightning.registry import refuse_unreachable
 from fl_lightning.runs import _run as runs
 from fl_lightning.runs._run import Outcome
 
@@ -80,6 +81,10 @@ def run_campaign(
     cells = {Cell(name, seed): one for name, all_ in experiments.items() for seed, one in _by_seed(all_).items()}
     if not cells:
         raise ConfigError("a campaign needs at least one experiment")
+    if jobs != 1:
+        for cell, experiment in cells.items():
+            with errors_under(cell.name):
+                refuse_unreachable(experiment)
     text = json.dumps([title, {name: one.digest() for name, one in experiments.items()}], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     store = tracking.client()

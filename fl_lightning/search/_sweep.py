@@ -20,6 +20,7 @@ from fl_lightning.config import Experiment, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, interval
+from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
 from fl_lightning.search._pictures import pictures
@@ -120,6 +121,8 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     if experiment.sweep.against:
         attack = find(experiment.sweep.against).experiment.attack
         experiment = experiment.override({"attack": attack and attack.to_dict()})
+    if experiment.sweep.jobs != 1:
+        refuse_unreachable(experiment)
     check_first(experiment)  # bad input shows before a study exists
     Federation(experiment)
     store = tracking.client()

@@ -264,7 +264,7 @@ def survives_every_aggregator(attack: Attack) -> None:
     """Two rounds against every registered rule, designed for it or not: finite updates, which the rule can aggregate."""
     for cls in registry("aggregator"):
         names = {field.name for field in fields(cls)}
-        rule: Aggregator = cls(**({"n_byzantine": 1} if "n_byzantine" in names else {}))  # type: ignore[assignment]
+        rule: Aggregator = cls(**({"n_byzantine": 1} if "n_byzantine" in names else {}))
         first = play(attack, aggregator=rule)
         second = play(attack, aggregator=rule, before=first)
         for played in (first, second):

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from fl_lightning.config import Experiment, dump, load
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import runs_folder
-from fl_lightning.registry import ConfigError, flatten
+from fl_lightning.registry import ConfigError, flatten, foreign
 from fl_lightning.tracking._environment import environment, git_revision
 
 
@@ -107,6 +107,7 @@ def create_run(
         "fl.seed": str(experiment.seed),
         "fl.config": experiment.digest(),
         "fl.paper": experiment.paper or "none",
+        "fl.plugins": json.dumps(foreign(experiment)),
         "mlflow.source.git.commit": git_revision(),
         "mlflow.user": os.environ.get("USER", "unknown"),
         "mlflow.note.content": f"```yaml\n{dump(experiment)}```",
@@ -121,7 +122,7 @@ def create_run(
     for start in range(0, len(params), 100):
         store.log_batch(run_id, params=params[start : start + 100])
     store.log_text(run_id, dump(experiment), "config.yaml")
-    store.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
+    store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
     return str(run_id)
 
 
@@ -185,7 +186,9 @@ def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
     for run in reversed(found):
         note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
         with suppress(ConfigError, yaml.YAMLError):  # a setting that is gone, a note that somebody changed
-            known[load(yaml.load(note, getattr(yaml, "CSafeLoader", yaml.SafeLoader))).fingerprint()] = run.info.run_id
+            recorded = load(yaml.load(note, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+            plugins = json.loads(run.data.tags.get("fl.plugins", "{}"))
+            known[recorded.fingerprint(plugins)] = run.info.run_id
     return known
 
 

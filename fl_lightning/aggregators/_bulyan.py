@@ -51,11 +51,14 @@ def bulyan_selection(updates_CD: Tensor, n_byzantine: int, *, squared: bool = Tr
     Raises:
         ValueError: C < 4f + 3.
     """
-    n_clients = len(updates_CD)
-    check_bulyan(n_clients, n_byzantine)
+    check_bulyan(len(updates_CD), n_byzantine)
     distances_CC = squared_distances(updates_CD)
-    if not squared:
-        distances_CC = distances_CC.sqrt()
+    return bulyan_order(distances_CC if squared else distances_CC.sqrt(), n_byzantine)
+
+
+def bulyan_order(distances_CC: Tensor, n_byzantine: int) -> tuple[Tensor, Tensor]:
+    """`bulyan_selection` from the distances, `[C, C]` on the CPU."""
+    n_clients = len(distances_CC)
     scores_C = nearest_sums(distances_CC, n_clients - n_byzantine - 2)
     left = lowest(scores_C, n_clients)  # so that ties, certain with one neighbour, do not depend on the rows' order
     selected = []

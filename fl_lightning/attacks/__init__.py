@@ -1,5 +1,6 @@
 """Attacks: what malicious clients submit, and the objectives that they serve."""
 
+from fl_lightning.attacks._agr_tailored import AgrTailored
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._base import Attack, Poisoned
@@ -70,6 +71,7 @@ REGISTRIES = {
             AlternatingMinimization,
             Deep,
             MinMax,
+            AgrTailored,
             MinSum,
             Mimic,
             PoisonedFL,
@@ -88,6 +90,7 @@ REGISTRIES = {
 }
 
 __all__ = [
+    "AgrTailored",
     "Alie",
     "AlternatingMinimization",
     "Attack",

@@ -62,6 +62,10 @@ CANONICAL: dict[str, list[dict]] = {
     ],
     "min_max": [{"knowledge": "full"}, {"perturbation": "std", "flip_half": True, "spread": 0.1}],
     "min_sum": [{"knowledge": "full"}, {"perturbation": "sign", "bound": "min", "gamma": 2.0}],
+    "agr_tailored": [
+        {"knowledge": "full"},
+        {"visible_updates": 2, "perturbation": "std", "aim": "distance", "trials": 30},
+    ],
     "mimic": [
         {"knowledge": "full", "warmup": 1},
         {"knowledge": "partial", "visible_updates": 2},

@@ -23,8 +23,8 @@ from fl_lightning.aggregators._krum import Krum, krum, krum_scores
 from fl_lightning.aggregators._layout import Classifier, Layer, Layout, last_layer, layout_of
 from fl_lightning.aggregators._linear import Linear, Weighed
 from fl_lightning.aggregators._mda import Mda, mda
-from fl_lightning.aggregators._mean import Mean, mean
 from fl_lightning.aggregators._meamed import Meamed, meamed
+from fl_lightning.aggregators._mean import Mean, mean
 from fl_lightning.aggregators._median import Median, median
 from fl_lightning.aggregators._mixing import Mixed, PreAggregator
 from fl_lightning.aggregators._monna import Monna, monna
@@ -36,7 +36,8 @@ from fl_lightning.aggregators._rlr import Rlr, rlr
 from fl_lightning.aggregators._sign_vote import SignVote, sign_vote
 from fl_lightning.aggregators._smea import Smea, smea
 from fl_lightning.aggregators._trimmed_mean import TrimmedMean, trimmed_mean
-from fl_lightning.registry import Registry, errors_under, explain, named_config, registry
+from fl_lightning.errors import errors_under, explain
+from fl_lightning.registry import Registry, named_config, registry
 
 
 class Aggregators(Registry):
@@ -60,7 +61,9 @@ class Aggregators(Registry):
         if not pre:
             return rule
         with errors_under("pre"):
-            steps = [registry("pre_aggregator").build(step) for step in (pre if isinstance(pre, list | tuple) else [pre])]
+            steps = [
+                registry("pre_aggregator").build(step) for step in (pre if isinstance(pre, list | tuple) else [pre])
+            ]
         try:
             return Mixed(rule=rule, pre=tuple(steps))
         except ValidationError as error:

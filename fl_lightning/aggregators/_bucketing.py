@@ -19,7 +19,7 @@ from fl_lightning.registry import component
 
 def bucketing_matrix(order: Tensor, s: int) -> Tensor:
     """`[R, C]` W: the means of s rows each in the given order, R = ceil(C / s); the last bucket may be smaller."""
-    buckets = order.split(s)
+    buckets = torch.split(order, s)
     matrix = torch.zeros(len(buckets), len(order), dtype=torch.float64)
     for row, bucket in enumerate(buckets):
         matrix[row, bucket] = 1 / len(bucket)

@@ -1,7 +1,8 @@
 """Covariance-bound agnostic filter: rows lose weight along the direction of largest variance until few enough are left.
 
 References:
-    Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted participants", ICML 2025, algorithm 2 (CAF).
+    Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted participants", ICML 2025,
+    algorithm 2 (CAF).
 """
 
 from typing import ClassVar, NamedTuple
@@ -34,8 +35,8 @@ class Filtered(NamedTuple):
 def caf_shares(squared_CC: Tensor, n_byzantine: int) -> Filtered:
     """The filter on the squared distances of the rows.
 
-    Starting from c = 1, while sum c > C - 2f: with mu and Sigma the mean and covariance under c, v the top eigenvector of Sigma and
-    t_i = <x_i - mu, v>^2, c_i <- c_i (1 - t_i / max t). At least one c becomes 0 a turn.
+    Starting from c = 1, while sum c > C - 2f: with mu and Sigma the mean and covariance under c, v the top eigenvector of Sigma
+    and t_i = <x_i - mu, v>^2, c_i <- c_i (1 - t_i / max t). At least one c becomes 0 a turn.
 
     Args:
         squared_CC: `[C, C]` squared distances, float64.

@@ -1,7 +1,7 @@
 r"""Centered clipping: steps from the last aggregate towards the rows, none of them longer than tau.
 
 References:
-    Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021, equation 3 and algorithm 2. Their
+    Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021, equation 3, algorithm 2. Their
     buffer is m <- beta m + g, longer by 1 / (1 - beta) than a normalised momentum; hence their tau = 10 / (1 - beta).
 """
 

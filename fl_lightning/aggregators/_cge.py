@@ -42,7 +42,7 @@ def cge(updates_CD: Tensor, n_byzantine: int) -> Tensor:
 
 @component
 class Cge(Linear):
-    """Mean, weighted where weights are given, of the C - f shortest updates: an attacker who is shorter than them always stays."""
+    """Mean, weighted where weights are given, of the C - f shortest updates: a shorter attacker always stays."""
 
     name: ClassVar[str] = "cge"
     cites: ClassVar[tuple[str, ...]] = ("gupta2021byzantine",)

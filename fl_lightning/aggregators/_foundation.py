@@ -54,8 +54,8 @@ class Foundation(PreAggregator):
     """Adds copies of the row farthest from both extremes, which an attacker's row often is: see `copies`.
 
     Attributes:
-        copies: m; None: half of the rows, rounded up. With f malicious rows the copies stay a minority for m < C - 2f only (before
-            a median); a trimmed mean must cut f + m.
+        copies: m; None: half of the rows, rounded up. With f malicious rows the copies stay a minority for m < C - 2f only
+            (before a median); a trimmed mean must cut f + m.
         n_byzantine: f, for the warning about `copies`; None: the rule's.
     """
 
@@ -65,7 +65,7 @@ class Foundation(PreAggregator):
     n_byzantine: Byzantine | None = None
 
     def count(self, n_clients: int) -> int:
-        """m."""
+        """M."""
         return -(-n_clients // 2) if self.copies is None else self.copies
 
     def rows(self, n_clients: int) -> int:

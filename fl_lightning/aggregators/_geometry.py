@@ -13,7 +13,7 @@ and what is small against its own terms is measured again on the rows themselves
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import cached_property
 
@@ -99,19 +99,25 @@ class Sent(Block):
         """From the inner products where these are known, else one cheaper pass."""
         if self.products_follow or "gram" in self.__dict__:
             return self.gram.diagonal().clamp(min=0).sqrt()
-        return torch.linalg.vector_norm(self._rows, dim=1, dtype=torch.float64).cpu()
+        norms: Tensor = torch.linalg.vector_norm(self._rows, dim=1, dtype=torch.float64)
+        return norms.cpu()
 
     @cached_property
     def squared_distances(self) -> Tensor:
         """From the inner products; near-copies are measured again."""
         return squared_distances(self._rows, self.gram)
 
+    def _pieces(self, columns: slice, vector_D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of some columns, and of a vector, that are widened at a time."""
+        blocks = torch.split(self._rows[:, columns], COLUMNS, 1), torch.split(vector_D[columns], COLUMNS)
+        return zip(*blocks, strict=True)
+
     def products(self, vector_D: Tensor) -> Tensor:
         """One pass, in float64: model and update may differ by five orders of magnitude."""
         vector_D = vector_D.to(self._rows.device)
 
         def part(columns: slice) -> Tensor:
-            pieces = zip(self._rows[:, columns].split(COLUMNS, 1), vector_D[columns].split(COLUMNS), strict=True)
+            pieces = self._pieces(columns, vector_D)
             return torch.stack([(rows.double() @ piece.double()).cpu() for rows, piece in pieces]).sum(0)
 
         return torch.stack(by_columns(part, self._rows.shape[1], self._rows.device)).sum(0)
@@ -129,8 +135,10 @@ class Sent(Block):
         vector_D = vector_D.to(self._rows.device)
 
         def part(columns: slice) -> Tensor:
-            pieces = zip(self._rows[:, columns].split(COLUMNS, 1), vector_D[columns].split(COLUMNS), strict=True)
-            return torch.stack([(rows.double() - piece.double()).square().sum(1).cpu() for rows, piece in pieces]).sum(0)
+            pieces = self._pieces(columns, vector_D)
+            return torch.stack([(rows.double() - piece.double()).square().sum(1).cpu() for rows, piece in pieces]).sum(
+                0
+            )
 
         return torch.stack(by_columns(part, self._rows.shape[1], self._rows.device)).sum(0).sqrt()
 

@@ -78,7 +78,7 @@ def mda_rows(squared_CC: Tensor, n_byzantine: int) -> Tensor:
     """
     n_rows = len(squared_CC)
     check_majority("MDA", n_rows, n_byzantine)
-    radii = squared_CC.unique().tolist()
+    radii = sorted(set(squared_CC.flatten().tolist()))
     low, high = 0, len(radii) - 1
     while low < high:
         middle = (low + high) // 2

@@ -144,22 +144,22 @@ class Mixed(Aggregator):
     @property
     def translation_equivariant(self) -> bool:  # type: ignore[override]
         """Where all parts are."""
-        return all(part.translation_equivariant for part in (self.rule, *self.pre))
+        return self.rule.translation_equivariant and all(step.translation_equivariant for step in self.pre)
 
     @property
     def permutation_invariant(self) -> bool:  # type: ignore[override]
         """Where all parts are."""
-        return all(part.permutation_invariant for part in (self.rule, *self.pre))
+        return self.rule.permutation_invariant and all(step.permutation_invariant for step in self.pre)
 
     @property
     def returns_equal_rows(self) -> bool:  # type: ignore[override]
         """Where all parts are."""
-        return all(part.returns_equal_rows for part in (self.rule, *self.pre))
+        return self.rule.returns_equal_rows and all(step.returns_equal_rows for step in self.pre)
 
     @property
     def homogeneous(self) -> bool:  # type: ignore[override]
         """Where all parts are."""
-        return all(part.homogeneous for part in (self.rule, *self.pre))
+        return self.rule.homogeneous and all(step.homogeneous for step in self.pre)
 
     @property
     def needs_samples(self) -> bool:  # type: ignore[override]
@@ -181,7 +181,7 @@ class Mixed(Aggregator):
 
     def tolerated(self, n_clients: int) -> int:
         """The least that any part tolerates."""
-        counts = [count for step in self.steps if (count := getattr(step, "n_byzantine", None)) is not None]
+        counts: list[int] = [count for step in self.steps if (count := getattr(step, "n_byzantine", None)) is not None]
         if self.rule.robust:
             counts.append(self.rule.tolerated(self.rows(n_clients)))
         return min([*counts, (n_clients - 1) // 2])

@@ -106,6 +106,8 @@ class Monna(Linear):
         elif past.trusted is not None:
             distances_C = geometry.distances_from(past.trusted())
         else:
-            raise ConfigError("monna needs samples at the server: set data.validation to their number, such as 100, or index")
+            raise ConfigError(
+                "monna needs samples at the server: set data.validation to their number, such as 100, or index"
+            )
         nearest = lowest(distances_C, len(distances_C) - self.n_byzantine)
         return Weighed(chosen(len(distances_C), nearest, weights_C), distances_C)

@@ -1,8 +1,8 @@
 """Nearest-neighbour mixing: every row becomes the mean of the C - f rows nearest to it.
 
 References:
-    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing: a recipe for optimal Byzantine ML under heterogeneity",
-    AISTATS 2023, algorithm 2.
+    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing: a recipe for optimal Byzantine ML under
+    heterogeneity", AISTATS 2023, algorithm 2.
 """
 
 from typing import ClassVar

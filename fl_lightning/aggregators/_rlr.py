@@ -1,7 +1,8 @@
 """Robust learning rate: coordinates on which too few clients agree move the other way.
 
 References:
-    Ozdayi, Kantarcioglu, Gel, "Defending against backdoors in federated learning with robust learning rate", AAAI 2021, equation 2.
+    Ozdayi, Kantarcioglu, Gel, "Defending against backdoors in federated learning with robust learning rate", AAAI 2021,
+    equation 2.
 """
 
 from math import ceil
@@ -128,10 +129,8 @@ class Rlr(Aggregator):
         """As the inner rule."""
         return self.inner.shares(updates_CD, weights_C, result, **self.inner._told(past))
 
-    def figures(
-        self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
-    ) -> dict[str, float]:
+    def figures(self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor) -> dict[str, float]:
         """`flipped`: share of the parameters that move the other way."""
         trained = trained_columns(past.layout, updates_CD.shape[1])
         low = sign_sums(updates_CD[:, trained]).abs() < self.votes(len(updates_CD))
-        return {"flipped": float(low.double().mean())} | self.inner.figures(updates_CD, weights_C, past, poisoned_C)
+        return {"flipped": float(low.double().mean()), **self.inner.figures(updates_CD, weights_C, past, poisoned_C)}

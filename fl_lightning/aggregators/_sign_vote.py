@@ -19,7 +19,7 @@ from fl_lightning.registry import component
 
 
 def sign_vote(updates_CD: Tensor, lr: float) -> Tensor:
-    """lr * sign(sum_i sign(x_i)); ties give 0.
+    """Lr * sign(sum_i sign(x_i)); ties give 0.
 
     Args:
         updates_CD: `[C, D]` finite, floating point.

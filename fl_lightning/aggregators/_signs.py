@@ -14,7 +14,7 @@ def sign_sums(updates_CD: Tensor) -> Tensor:
     width = max(1, BLOCK_ENTRIES // len(updates_CD))
 
     def part(part_CD: Tensor) -> Tensor:
-        return torch.cat([block.sign().float().sum(0) for block in part_CD.split(width, 1)])
+        return torch.cat([block.sign().float().sum(0) for block in torch.split(part_CD, width, 1)])
 
     return column_wise(part, updates_CD)
 
@@ -23,7 +23,9 @@ def agreeing(updates_CD: Tensor, direction_D: Tensor) -> Tensor:
     """`[C]` float64 share of each row in the votes that agree with a direction; equal shares where none does."""
     counts_C = torch.zeros(len(updates_CD), dtype=torch.float64, device=updates_CD.device)
     width = max(1, BLOCK_ENTRIES // len(updates_CD))
-    for block_CB, signs_B in zip(updates_CD.split(width, 1), direction_D.sign().split(width), strict=True):
+    for block_CB, signs_B in zip(
+        torch.split(updates_CD, width, 1), torch.split(direction_D.sign(), width), strict=True
+    ):
         counts_C += ((block_CB.sign() == signs_B) & (signs_B != 0)).sum(1)
     total = float(counts_C.sum())
     return counts_C / total if total else torch.full_like(counts_C, 1 / len(counts_C))

@@ -10,6 +10,7 @@ A package that brings its own aggregator checks it with one line, or one test a 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def influence_of(aggregator: Aggregator, updates_CD: Tensor, result: Aggregate |
     return aggregator.influence(updates_CD, result=result, **told(aggregator, updates_CD))
 
 
-def told(aggregator: Aggregator, updates_CD: Tensor) -> dict[str, Past]:
+def told(aggregator: Aggregator, updates_CD: Tensor) -> dict[str, Any]:
     """The keyword `past` for the rules that use it: others, also in outside packages, need not know it."""
     random = generator(2, "conformance", updates_CD.shape[1])
     trusted_D = torch.randn(updates_CD.shape[1], generator=random, dtype=torch.float64).to(updates_CD)
@@ -231,7 +232,10 @@ def too_few_rows_refused(aggregator: Aggregator, device: str) -> None:
         require(
             aggregator.tolerated(n_clients) < n_clients / 2, f"{n_clients} rows are accepted without an honest majority"
         )
-        require(called(aggregator, updates_CD[:n_clients]).update.isfinite().all(), f"{n_clients} rows give no finite result")
+        require(
+            called(aggregator, updates_CD[:n_clients]).update.isfinite().all(),
+            f"{n_clients} rows give no finite result",
+        )
 
 
 def non_finite_rows_left_out(aggregator: Aggregator, device: str) -> None:

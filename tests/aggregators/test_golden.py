@@ -16,8 +16,8 @@ from fl_lightning.aggregators import (
     dnc,
     foundation,
     mda,
-    mean,
     meamed,
+    mean,
     monna,
     nnm,
     rlr,
@@ -42,9 +42,7 @@ def golden(scale):
 
     def value(i, d):
         base = 1 + 0.5 * math.cos(d)
-        return (
-            scale * base + 0.1 * math.cos(i + d) if i < F else base + 0.3 * math.cos(1.7 * i + 2.3 * d + 0.9 * i * d)
-        )
+        return scale * base + 0.1 * math.cos(i + d) if i < F else base + 0.3 * math.cos(1.7 * i + 2.3 * d + 0.9 * i * d)
 
     return torch.tensor([[value(i, d) for d in range(D)] for i in range(C)], dtype=torch.float64)
 
@@ -75,7 +73,11 @@ def test_the_inputs():
 @pytest.mark.parametrize(
     ("rule", "easy", "hard"),
     [
-        (lambda x: centered_clipping(x, tau=1.0), [0.228184, 0.18552, 0.117064, 0.068571], [0.41452, 0.340652, 0.21049, 0.126519]),
+        (
+            lambda x: centered_clipping(x, tau=1.0),
+            [0.228184, 0.18552, 0.117064, 0.068571],
+            [0.41452, 0.340652, 0.21049, 0.126519],
+        ),
         (
             lambda x: centered_clipping(x, tau=1.0, steps=3, reference_D=REFERENCE),
             [1.317998, 1.091053, 0.701343, 0.419926],
@@ -88,7 +90,11 @@ def test_the_inputs():
         (lambda x: smea(x, F), HONEST, HONEST),
         (lambda x: caf(x, F), [1.511097, 1.256477, 0.804799, 0.491587], [1.50214, 1.242169, 0.791716, 0.480825]),
         (lambda x: dnc(x, F, [EVEN]), HONEST, HONEST),
-        (lambda x: rlr(x, mean(x), 6), [-0.692517, -0.555758, -0.346821, -0.196054], [1.42585, 1.176721, 0.733985, 0.442944]),
+        (
+            lambda x: rlr(x, mean(x), 6),
+            [-0.692517, -0.555758, -0.346821, -0.196054],
+            [1.42585, 1.176721, 0.733985, 0.442944],
+        ),
         (lambda x: sign_vote(x, 1.0), [1.0] * 4, [1.0] * 4),
         (lambda x: nnm(x, F)[0], [0.45873, 0.330111, 0.210444, 0.078133], [1.401587, 1.128492, 0.708227, 0.395564]),
         (lambda x: nnm(x, F)[2], HONEST, [1.427543, 1.213817, 0.794572, 0.413337]),
@@ -99,7 +105,11 @@ def test_the_inputs():
             [1.127015, 0.895314, 0.484042, 0.271321],
         ),
         (lambda x: bucketing(x, 2, order=torch.arange(C))[-1], *[[1.653511, 1.136444, 0.905073, 0.413057]] * 2),
-        (lambda x: nnm(arc(x, F), F)[0], [0.640769, 0.489223, 0.315861, 0.148454], [1.382195, 1.137, 0.712395, 0.420985]),
+        (
+            lambda x: nnm(arc(x, F), F)[0],
+            [0.640769, 0.489223, 0.315861, 0.148454],
+            [1.382195, 1.137, 0.712395, 0.420985],
+        ),
     ],
 )
 def test_updates(rule, easy, hard):
@@ -112,7 +122,11 @@ def test_updates(rule, easy, hard):
     [
         (lambda x: mda_rows(Geometry(x).squared_distances, F), [2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 6, 8]),
         (lambda x: lowest(Geometry(x).norms, C - F).sort().values, [2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 8]),
-        (lambda x: lowest(Geometry(x).distances_from(x[4]), C - F).sort().values, [2, 3, 4, 5, 6, 7, 8], [0, 2, 3, 4, 6, 7, 8]),
+        (
+            lambda x: lowest(Geometry(x).distances_from(x[4]), C - F).sort().values,
+            [2, 3, 4, 5, 6, 7, 8],
+            [0, 2, 3, 4, 6, 7, 8],
+        ),
         (lambda x: smea_rows(Geometry(x).squared_distances, F)[0], *[[2, 3, 4, 5, 6, 7, 8]] * 2),
         (lambda x: dnc_rows(Geometry(x), F, [EVEN]).rows, *[[2, 3, 4, 5, 6, 7, 8]] * 2),
     ],
@@ -130,7 +144,11 @@ def test_smallest_eigenvalue():
 @pytest.mark.parametrize(
     ("x", "left", "variances"),
     [
-        (EASY, [0.0, 0.0, 0.0, 0.233263, 0.911714, 0.916187, 0.049323, 0.172175, 0.908841], [14.049766, 0.189526, 0.167273]),
+        (
+            EASY,
+            [0.0, 0.0, 0.0, 0.233263, 0.911714, 0.916187, 0.049323, 0.172175, 0.908841],
+            [14.049766, 0.189526, 0.167273],
+        ),
         (HARD, [0.119134, 0.0, 0.962022, 0.924178, 0.0, 0.212762, 0.728582, 0.794998, 0.899831], [0.205698, 0.166546]),
     ],
     ids=BOTH,
@@ -166,9 +184,7 @@ def test_arc_threshold(x, threshold):
     assert abs(found - threshold) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("x", "first"), [(EASY, [0.17009, 0.16943]), (HARD, [0.187448, 0.224803])], ids=BOTH
-)
+@pytest.mark.parametrize(("x", "first"), [(EASY, [0.17009, 0.16943]), (HARD, [0.187448, 0.224803])], ids=BOTH)
 def test_foundation_copies_row_four(x, first):
     scores = foundation_scores(Geometry(x))
     close(scores, [*first, 1.255472, 1.25796, 1.269354, 1.215387, 1.157856, 1.139022, 0.962018])

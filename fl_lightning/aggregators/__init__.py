@@ -21,7 +21,6 @@ from fl_lightning.aggregators._geometric_median import GeometricMedian, geometri
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import Krum, krum, krum_scores
 from fl_lightning.aggregators._layout import Classifier, Layer, Layout, last_layer, layout_of
-from fl_lightning.aggregators._linear import Linear, Weighed
 from fl_lightning.aggregators._mda import Mda, mda
 from fl_lightning.aggregators._meamed import Meamed, meamed
 from fl_lightning.aggregators._mean import Mean, mean
@@ -36,6 +35,7 @@ from fl_lightning.aggregators._rlr import Rlr, rlr
 from fl_lightning.aggregators._sign_vote import SignVote, sign_vote
 from fl_lightning.aggregators._smea import Smea, smea
 from fl_lightning.aggregators._trimmed_mean import TrimmedMean, trimmed_mean
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.errors import errors_under, explain
 from fl_lightning.registry import Registry, named_config, registry
 
@@ -118,7 +118,6 @@ __all__ = [
     "Krum",
     "Layer",
     "Layout",
-    "Linear",
     "Mda",
     "Meamed",
     "Mean",
@@ -134,6 +133,7 @@ __all__ = [
     "Smea",
     "TrimmedMean",
     "Weighed",
+    "WeightedMean",
     "arc",
     "assumed",
     "bucketing",

@@ -121,7 +121,7 @@ class Aggregator(Component, ABC):
 
     def assuming(self, n_byzantine: int) -> Self:
         """The rule with another `n_byzantine`."""
-        return replace(self, n_byzantine=n_byzantine)  # type: ignore[type-var]
+        return replace(self, n_byzantine=n_byzantine)  # type: ignore[call-arg]
 
     def check(self, n_clients: int) -> None:
         """Refuse a number of rows that the rule cannot handle.

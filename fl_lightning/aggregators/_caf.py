@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.registry import component
 
 
@@ -90,7 +90,7 @@ def caf(updates_CD: Tensor, n_byzantine: int) -> Tensor:
 
 
 @component
-class Caf(Linear):
+class Caf(WeightedMean):
     """Mean of the updates after those that vary most along one direction have lost their weight; sample counts are ignored."""
 
     name: ClassVar[str] = "caf"

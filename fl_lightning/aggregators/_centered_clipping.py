@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed, combined, normalised
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, combined, normalised
 from fl_lightning.registry import component
 
 
@@ -71,7 +71,7 @@ def middle(values: Tensor) -> float:
 
 
 @component
-class CenteredClipping(Linear):
+class CenteredClipping(WeightedMean):
     """Moves the last aggregate towards the updates, no step longer than `tau`.
 
     It bounds what attackers can do in a round; it removes nobody, and a backdoor that is within the bound stays.

@@ -12,10 +12,10 @@ from torch import Tensor
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import lowest
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 
@@ -41,7 +41,7 @@ def cge(updates_CD: Tensor, n_byzantine: int) -> Tensor:
 
 
 @component
-class Cge(Linear):
+class Cge(WeightedMean):
     """Mean, weighted where weights are given, of the C - f shortest updates: a shorter attacker always stays."""
 
     name: ClassVar[str] = "cge"

@@ -16,9 +16,9 @@ from torch import Tensor
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import lowest
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 
@@ -95,7 +95,7 @@ def dnc(updates_CD: Tensor, n_byzantine: int, columns: Sequence[Tensor], *, filt
 
 
 @component
-class Dnc(Linear):
+class Dnc(WeightedMean):
     """Mean, weighted where weights are given, of the updates that are no outliers along the direction of largest variance.
 
     Attributes:

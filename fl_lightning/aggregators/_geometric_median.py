@@ -15,9 +15,9 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate
 from fl_lightning.aggregators._distances import from_products
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed
 from fl_lightning.aggregators._mean import mean
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.registry import component
 
 Start = Literal["medoid", "mean"]
@@ -95,7 +95,7 @@ def weiszfeld(
 
 
 @component
-class GeometricMedian(Linear):
+class GeometricMedian(WeightedMean):
     """Point with the smallest sum of distances to the updates, weighted where weights are given."""
 
     name: ClassVar[str] = "geometric_median"

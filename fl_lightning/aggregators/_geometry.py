@@ -219,15 +219,15 @@ class Scaled(Block):
         return checked(near_RR + apart_RR, near_RR.abs() + apart_RR.abs(), self)
 
     def products(self, vector_D: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.factors * self.parent.products(vector_D)
 
     def weighted_sum(self, coefficients_R: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.parent.weighted_sum(coefficients_R.to("cpu", torch.float64) * self.factors)
 
     def columns(self, index: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.factors[:, None] * self.parent.columns(index)
 
 
@@ -280,15 +280,15 @@ class Mixtures(Block):
         return checked(mixed_RR.masked_fill(apart_RR == 0, 0.0), terms_RR, self)
 
     def products(self, vector_D: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.shares @ self.parent.products(vector_D)
 
     def weighted_sum(self, coefficients_R: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.parent.weighted_sum(coefficients_R.to("cpu", torch.float64) @ self.shares)
 
     def columns(self, index: Tensor) -> Tensor:
-        """Linear."""
+        """WeightedMean."""
         return self.shares @ self.parent.columns(index)
 
 

@@ -16,8 +16,8 @@ from fl_lightning.aggregators._base import Aggregate
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._distances import squared_distances
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 
@@ -96,7 +96,7 @@ def verdict(updates_CD: Tensor, rows: Tensor, scores_C: Tensor) -> tuple[Tensor,
 
 
 @component
-class Krum(Linear):
+class Krum(WeightedMean):
     """The one update closest to its C - f - 2 nearest others; weights are ignored."""
 
     name: ClassVar[str] = "krum"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 MAX_NODES = 2_000_000
@@ -123,7 +123,7 @@ def mda(updates_CD: Tensor, n_byzantine: int) -> Tensor:
 
 
 @component
-class Mda(Linear):
+class Mda(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the smallest diameter."""
 
     name: ClassVar[str] = "mda"

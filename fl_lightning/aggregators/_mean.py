@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate
 from fl_lightning.aggregators._geometry import Geometry, weighted_sum
-from fl_lightning.aggregators._linear import Linear, Weighed
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.registry import component
 
 
@@ -41,7 +41,7 @@ def shares(weights_C: Tensor) -> Tensor:
 
 
 @component
-class Mean(Linear):
+class Mean(WeightedMean):
     """Mean of all updates, weighted by sample counts where they are given."""
 
     name: ClassVar[str] = "mean"

@@ -15,8 +15,8 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._byzantine import Auto
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, influence_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of
 from fl_lightning.registry import Component, ConfigError, Slot, component
 
 
@@ -73,13 +73,13 @@ class PreAggregator(Component, ABC):
         n_byzantine = getattr(self, "n_byzantine", None)
         if n_byzantine is None or isinstance(n_byzantine, Auto):
             return self
-        return replace(self, n_byzantine=max(0, n_byzantine - removed))  # type: ignore[type-var]
+        return replace(self, n_byzantine=max(0, n_byzantine - removed))  # type: ignore[call-arg]
 
     def inheriting(self, n_byzantine: int | None) -> Self:
         """The step with the rule's f, unless it has its own."""
         if getattr(self, "n_byzantine", n_byzantine) is not None or n_byzantine is None:
             return self
-        return replace(self, n_byzantine=n_byzantine)  # type: ignore[type-var]
+        return replace(self, n_byzantine=n_byzantine)  # type: ignore[call-arg]
 
 
 class Chain(NamedTuple):
@@ -226,7 +226,7 @@ class Mixed(Aggregator):
         """`aggregate` on rows whose geometry is known, perhaps not yet made themselves."""
         rule, past = self.rule.before_mixing(geometry, past)
         mixed = self.chain(geometry, weights_C, past)
-        if isinstance(rule, Linear):
+        if isinstance(rule, WeightedMean):
             result = rule.combine(mixed.geometry, mixed.weights, past)
         else:
             result = rule.aggregate(mixed.geometry.rows, mixed.weights, **rule._told(past))
@@ -246,7 +246,7 @@ class Mixed(Aggregator):
         geometry = Geometry(updates_CD)
         rule, past = self.rule.before_mixing(geometry, past or Past())
         mixed = self.chain(geometry, weights_C, past)
-        if isinstance(rule, Linear):
+        if isinstance(rule, WeightedMean):
             coefficients = rule.coefficients(mixed.geometry, past, mixed.weights)[: len(mixed.geometry)].abs()
         else:
             coefficients = rule.shares(mixed.geometry.rows, mixed.weights, None, **rule._told(past)).cpu().double()

@@ -15,10 +15,10 @@ from fl_lightning.aggregators._base import Aggregator
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import lowest
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import ConfigError, component
 
 
@@ -46,7 +46,7 @@ def monna(updates_CD: Tensor, n_byzantine: int, trusted_D: Tensor) -> Tensor:
 
 
 @component
-class Monna(Linear):
+class Monna(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates nearest to one that the server trusts.
 
     Attributes:

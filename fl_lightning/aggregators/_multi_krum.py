@@ -17,9 +17,9 @@ from fl_lightning.aggregators._base import Aggregate
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, scores_of, verdict
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen, influence_of
 from fl_lightning.aggregators._mean import shares
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen, influence_of
 from fl_lightning.registry import component
 
 
@@ -72,7 +72,7 @@ def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tenso
 
 
 @component
-class MultiKrum(Linear):
+class MultiKrum(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the best Krum scores."""
 
     name: ClassVar[str] = "multi_krum"

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._linear import Linear, Weighed, chosen
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 MAX_SUBSETS = 200_000
@@ -95,7 +95,7 @@ def smea(updates_CD: Tensor, n_byzantine: int, *, max_subsets: int = MAX_SUBSETS
 
 
 @component
-class Smea(Linear):
+class Smea(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the smallest largest eigenvalue of their covariance."""
 
     name: ClassVar[str] = "smea"

@@ -159,7 +159,7 @@ class Defense(Component, ABC):
         """The defense with a number in place of `n_byzantine: auto`: a fifth of the rows of a round."""
         if not isinstance(getattr(self, "n_byzantine", None), Auto):
             return self
-        return replace(self, n_byzantine=assumed(self.n_byzantine, n_clients))  # type: ignore[attr-defined,type-var]
+        return replace(self, n_byzantine=assumed(self.n_byzantine, n_clients))  # type: ignore[attr-defined,call-arg]
 
     def check_rows(self, n_clients: int) -> None:
         """Refuse a number of rows a round that it cannot handle.

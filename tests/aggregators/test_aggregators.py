@@ -173,7 +173,7 @@ class Unchecked(Aggregator):
 class LetsNanIn(Aggregator):
     name: ClassVar[str] = "lets_nan_in"
 
-    def __call__(self, updates_CD, weights_C=None):
+    def __call__(self, updates_CD, weights_C=None, *, past=None):
         return self.aggregate(updates_CD, weights_C)
 
     def aggregate(self, updates_CD, weights_C):

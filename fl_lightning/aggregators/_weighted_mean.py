@@ -25,7 +25,7 @@ class Weighed(NamedTuple):
 
 
 @component
-class Linear(Aggregator, ABC):
+class WeightedMean(Aggregator, ABC):
     """A rule that is a weighted sum of the rows: two passes over them, one to measure and one to sum."""
 
     uses_past: ClassVar[bool] = True

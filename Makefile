@@ -21,7 +21,7 @@ OVERRIDES = $(if $(filter command,$(firstword $(origin DATA))),data=$(DATA)) $(i
 	$(if $(TRIALS),sweep.trials=$(TRIALS)) $(if $(JOBS),sweep.jobs=$(JOBS)) $(if $(SEED),seed=$(SEED)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep reproduce ui test test-slow lint bench data clean
+.PHONY: help setup demo sweep reproduce ui test test-slow lint bench docs data clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -46,8 +46,8 @@ demo: setup  ## one small experiment on bundled data: seconds
 sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
 	$(BIN)/fl-lightning sweep $(EXPERIMENT) $(OVERRIDES)
 
-reproduce: setup  ## run the papers' tables again, quick size (TABLE=cmp:table-4), verdicts in README.md
-	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2) --write README.md
+reproduce: setup  ## run the papers' tables again, quick size (TABLE=cmp:table-4), verdicts in docs/results.md
+	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2) --write docs/results.md
 
 ui: setup  ## look at all runs in the browser (PORT; Optuna's dashboard on the next one)
 	$(BIN)/fl-lightning ui --port $(PORT)
@@ -63,8 +63,13 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## measure speed; results beside the scripts in benchmarks/, table in README.md
+bench: setup  ## measure speed; results beside the scripts in benchmarks/, table in docs/measured.md
 	@for script in benchmarks/bench_*.py benchmarks/report.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: setup  ## build the documentation site in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 data: setup  ## get the data sets named in DATA
 	$(BIN)/fl-lightning data get $(DATA)

@@ -1,4 +1,4 @@
-"""Writes the speed table of the README from the figures that the benchmarks left beside this file.
+"""Writes the speed table of docs/measured.md from the figures that the benchmarks left beside this file.
 
 python benchmarks/report.py
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "measured.md"
 TALL = 1_663_370
 
 
@@ -70,9 +70,9 @@ def lines() -> list[str]:
 
 def main() -> None:
     """Replace what stands between the markers."""
-    text = README.read_text()
+    text = PAGE.read_text()
     between = "<!-- speed -->\n" + "\n".join(lines()) + "\n<!-- /speed -->"
-    README.write_text(re.sub(r"<!-- speed -->.*<!-- /speed -->", lambda _: between, text, flags=re.DOTALL))
+    PAGE.write_text(re.sub(r"<!-- speed -->.*<!-- /speed -->", lambda _: between, text, flags=re.DOTALL))
     print(between)
 
 

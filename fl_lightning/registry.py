@@ -59,7 +59,6 @@ SLOTS = {
     "pattern": "fl_lightning.attacks",
     "defense": "fl_lightning.defenses",
     "aggregator": "fl_lightning.aggregators",
-    "pre_aggregator": "fl_lightning.aggregators",
     "engine": "fl_lightning.engines",
 }
 

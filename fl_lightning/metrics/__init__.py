@@ -3,12 +3,14 @@
 from fl_lightning.metrics._detection import detection
 from fl_lightning.metrics._effect import carried_through, null_space, predicted_effect
 from fl_lightning.metrics._evaluation import evaluate
+from fl_lightning.metrics._glossary import GLOSSARY, meaning
 from fl_lightning.metrics._interval import Interval, interval
 from fl_lightning.metrics._persistence import persistence
 from fl_lightning.metrics._picture import curves
 from fl_lightning.metrics._stealth import accuracy_gap, stealth
 
 __all__ = [
+    "GLOSSARY",
     "Interval",
     "accuracy_gap",
     "carried_through",
@@ -16,6 +18,7 @@ __all__ = [
     "detection",
     "evaluate",
     "interval",
+    "meaning",
     "null_space",
     "persistence",
     "predicted_effect",

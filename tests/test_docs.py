@@ -1,0 +1,104 @@
+"""The documentation says what is true: tables follow from the registry, citations exist, code blocks run."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_lightning.cli import parser
+from fl_lightning.metrics import GLOSSARY, meaning
+from fl_lightning.registry import SLOTS, registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "methods")]
+SLOW = {"docs/tracking.md"}
+"""Pages whose Python takes more than a few seconds."""
+BIB = (ROOT / "fl_lightning" / "references.bib").read_text()
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "console")).splitlines()
+    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ fl-lightning")]
+    return [words[1:] for words in found]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_the_table_of_the_readme_is_what_the_registry_says():
+    text = (ROOT / "README.md").read_text()
+    assert load_generator().with_slot_table(text) == text, "run: python docs/generate.py"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_method_has_its_section_in_the_gallery(slot: str):
+    page = load_generator().gallery(slot)
+    for name in registry(slot).names():
+        assert f"{{#{name}}}" in page
+
+
+def test_every_citation_has_its_entry():
+    keys = set(re.findall(r"^@\w+\{(\S+?),", BIB, re.MULTILINE))
+    for slot in SLOTS:
+        for name in registry(slot).names():
+            assert set(getattr(registry(slot)[name], "cites", ())) <= keys, name
+
+
+def test_entries_are_sorted_and_stand_once():
+    keys = re.findall(r"^@\w+\{(\S+?),", BIB, re.MULTILINE)
+    assert keys == sorted(set(keys))
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if named(page) in SLOW else ()) for page in PAGES], ids=named
+)
+def test_python_in_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = blocks(page, "python")
+    if not code:
+        return
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(code), named(page), "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_in_the_documentation_are_commands(page: Path):
+    for words in commands(page):
+        parser().parse_args(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "tutorials"], ids=named)
+def test_commands_of_the_tutorials_run(page: Path, tmp_path: Path):
+    for words in commands(page):
+        done = subprocess.run(
+            [sys.executable, "-m", "fl_lightning.cli", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+
+
+def test_misspelt_metrics_have_no_meaning():
+    assert meaning("attack/success") == GLOSSARY["attack/success"]
+    assert meaning("attack/sucess/x") is None
+    assert meaning("globl/accuracy") is None

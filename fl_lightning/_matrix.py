@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_lightning import tracking
-from fl_lightning.config import Experiment, load, read_yaml
+from fl_lightning.config import Experiment, Seed, load, read_yaml
 from fl_lightning.errors import errors_under, explain
+from fl_lightning.inputs import write_yaml
 from fl_lightning.metrics import Interval, interval
 from fl_lightning.parallel import Jobs
+from fl_lightning.registry import number_check
 from fl_lightning.runs import Campaign, Cell, run_campaign
 from fl_lightning.search import strongest, tunables
 
@@ -41,12 +42,14 @@ class Matrix(BaseModel):
             its own; the table then shows the strongest found. None: attacks are what is configured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    _numbers = number_check()
 
     base: str | dict[str, Any]
     attacks: dict[str, Any] = Field(min_length=1)
     servers: dict[str, dict[str, Any]] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     metric: str = "attack/success"
     jobs: Jobs = 2
     tune: dict[str, Any] | None = None
@@ -200,9 +203,9 @@ def load_matrix(source: str) -> Matrix:
         ConfigError: no such file, or something wrong in it.
     """
     try:
-        return Matrix(**read_yaml("matrix", source))
+        return Matrix.model_validate(read_yaml("matrix", source))
     except ValidationError as error:
-        explain(error, Matrix.model_fields)
+        explain(error, Matrix)
 
 
 def run_matrix(
@@ -232,7 +235,7 @@ def run_matrix(
     for name, text in texts.items():
         store.log_text(run_id, text, name)
     if found:
-        store.log_text(run_id, yaml.safe_dump(found, sort_keys=False), "tuned.yaml")
+        store.log_text(run_id, write_yaml(found), "tuned.yaml")
     tracking.log_picture(store, run_id, outcome.picture(), "matrix.png")
     return outcome
 

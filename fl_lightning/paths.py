@@ -16,7 +16,15 @@ def config_folders() -> tuple[Path, ...]:
 def find_config(kind: str, name: str) -> Path | None:
     """`<kind>/<name>.yaml` in the first folder that has it."""
     paths = (folder / kind / f"{name}.yaml" for folder in config_folders())
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_file(path)), None)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name too long, or with a NUL in it, is that of no file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def config_names(kind: str) -> list[str]:

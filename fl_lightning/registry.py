@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,14 +20,14 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from inspect import getfile, isabstract
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
-from fl_lightning.errors import ConfigError, errors_under, explain, suggest
+from fl_lightning.errors import ConfigError, errors_under, excerpt, explain, suggest
+from fl_lightning.inputs import read_yaml_file
 from fl_lightning.paths import find_config
 
 __all__ = [
@@ -46,6 +47,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+NAME = re.compile(r"\w{1,100}")
+"""What names a component, and with it a file in `configs/`: a word, never a path."""
+
 SLOTS = {
     "data": "fl_lightning.data",
     "partition": "fl_lightning.partition",
@@ -63,7 +67,37 @@ SLOTS = {
 }
 
 
-STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True)
+STRICT = ConfigDict(
+    extra="forbid", strict=False, arbitrary_types_allowed=True, validate_default=True, allow_inf_nan=False
+)
+
+
+@cache
+def _leaves(cls: type) -> dict[str, set[Any]]:
+    """The plain types that each field takes, also inside of its containers."""
+
+    def leaves(hint: Any) -> set[Any]:
+        inner = [part for part in get_args(hint) if part is not Ellipsis]
+        return set().union(*map(leaves, inner)) if inner else {hint}
+
+    return {name: leaves(hint) for name, hint in get_type_hints(cls).items()}
+
+
+def refuse_truth_values(cls: type, values: Any) -> Any:
+    """Raise a ConfigError where a field of numbers is given true or false, which pydantic would take for 1 or 0."""
+    given = values.kwargs if isinstance(values, ArgsKwargs) else values
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in items):
+            kinds = _leaves(cls).get(str(name), set())
+            if bool not in kinds and kinds & {int, float}:
+                raise ConfigError(f"input should be a number, got {excerpt(value)}", str(name))
+    return values
+
+
+def number_check() -> Any:
+    """What pydantic calls before it looks at the fields of a class; declared as `_numbers` by models of pydantic."""
+    return model_validator(mode="before")(classmethod(refuse_truth_values))  # type: ignore[arg-type]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
@@ -72,6 +106,8 @@ class Settings:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "_truth_values" not in vars(cls):
+            cls._truth_values = number_check()  # type: ignore[attr-defined]
         pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)(cls)
 
 
@@ -213,7 +249,7 @@ class Registry:
             return self._load(offered[0])
         if ":" in name:
             return self._local.get(name) or self._checked(import_class(name), name)
-        raise ConfigError(f"unknown {self.slot} {name!r}; {suggest(name, self.names())}")
+        raise ConfigError(f"unknown {self.slot} {excerpt(name)}; {suggest(name, self.names())}")
 
     def _load(self, entry: EntryPoint) -> type[Any]:
         who = f"{self.slot} {entry.name!r} of {distribution_of(entry)}"
@@ -253,13 +289,13 @@ class Registry:
         """
         if isinstance(value, Component):
             if not isinstance(value, self.base):
-                raise ConfigError(f"{value!r} is not a {self.slot}")
+                raise ConfigError(f"{excerpt(value)} is not a {self.slot}")
             self._local[name_of(type(value))] = type(value)
             return value
         if isinstance(value, str):
             value = named_config(self.slot, value) or {"name": value}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"expected a name or a mapping with the key 'name', got {value!r}")
+            raise ConfigError(f"expected a name or a mapping with the key 'name', got {excerpt(value)}")
         rest = {str(key): item for key, item in value.items()}
         name = rest.pop("name", None)
         if not isinstance(name, str):
@@ -268,7 +304,7 @@ class Registry:
         try:
             return cls(**rest)
         except ValidationError as error:
-            explain(error, (field.name for field in fields(cls)))
+            explain(error, cls)
 
 
 def import_class(path: str) -> Any:
@@ -358,18 +394,15 @@ def _warn_once(message: str) -> None:
 
 
 def named_config(slot: str, name: str) -> Any:
-    """Content of `<slot>/<name>.yaml` in the user's configurations or the shipped ones; None where there is no such file.
+    """Content of `<slot>/<name>.yaml` in the user's configurations or the shipped ones.
+
+    None where there is no such file, or where `name` is no plain word.
 
     Raises:
         ConfigError: the file is no YAML.
     """
-    path = find_config(slot, name)
-    if path is None:
-        return None
-    try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    path = find_config(slot, name) if NAME.fullmatch(name) else None
+    return read_yaml_file(path) if path else None
 
 
 @cache

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fl_lightning"
 FLOORS = (
     {"errors", "paths", "randomness", "callbacks", "doctor"},
+    {"inputs"},
     {"registry", "parallel", "references"},
     {"data", "aggregators", "participation", "server"},
     {"models", "partition"},

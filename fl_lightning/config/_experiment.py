@@ -13,22 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
 from fl_lightning.clients import Client, Sgd
-from fl_lightning.config._settings import Evaluation, SweepSettings, Tracking
+from fl_lightning.config._settings import Evaluation, Label, Seed, SweepSettings, Tracking
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
 from fl_lightning.engines import Engine, TrainerSettings, Vectorized
-from fl_lightning.errors import ConfigError, errors_under, explain, suggest
+from fl_lightning.errors import ConfigError, errors_under, excerpt, explain, suggest
+from fl_lightning.inputs import read_yaml_file, read_yaml_text, write_yaml
 from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
-from fl_lightning.paths import config_names, find_config
-from fl_lightning.registry import Slot, foreign, named_config, to_plain
+from fl_lightning.paths import config_names, find_config, is_file
+from fl_lightning.registry import Slot, foreign, named_config, number_check, to_plain
 from fl_lightning.server import Server
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
@@ -48,13 +48,13 @@ class Experiment(BaseModel):
         fast: synthetic data of the same shapes (set by `--fast`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    seed: int = Field(default=0, ge=0)
-    seeds: tuple[int, ...] = ()
-    rounds: int = Field(default=30, ge=1)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = ()
+    rounds: int = Field(default=30, ge=1, le=1_000_000)
     fast: bool = False
-    paper: str | None = None
+    paper: str | None = Field(default=None, max_length=250)
     data: Annotated[Data, Slot("data")]
     partition: Annotated[Partition, Slot("partition")] = Field(
         default_factory=lambda: Degree(clients=50, p=0.5, samples_per_client=600)
@@ -63,7 +63,7 @@ class Experiment(BaseModel):
     model: Annotated[Model, Slot("model")] = Field(default_factory=Mlp)
     client: Client = Field(default_factory=Client)
     attack: Annotated[Attack, Slot("attack")] | None = None
-    defenses: dict[str, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
+    defenses: dict[Label, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
     aggregator: Annotated[Aggregator, Slot("aggregator")] = Field(default_factory=Mean)
     server: Server = Field(default_factory=Server)
     engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Vectorized)
@@ -71,6 +71,8 @@ class Experiment(BaseModel):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     tracking: Tracking = Field(default_factory=Tracking)
     sweep: SweepSettings = Field(default_factory=SweepSettings)
+
+    _numbers = number_check()
 
     @field_validator("client", "sweep", mode="before")
     @classmethod
@@ -80,7 +82,7 @@ class Experiment(BaseModel):
         slot = str(info.field_name)
         settings = named_config(slot, value)
         if settings is None:
-            raise ConfigError(f"unknown {slot} {value!r}; {suggest(value, config_names(slot))}")
+            raise ConfigError(f"unknown {slot} {excerpt(value)}; {suggest(value, config_names(slot))}")
         return settings
 
     @model_validator(mode="after")
@@ -125,7 +127,7 @@ class Experiment(BaseModel):
             ConfigError: a path that does not exist, or a value that does not validate.
         """
         tree = self.to_dict()
-        for path, value in changes.items():
+        for path, value in sorted(changes.items(), key=_components_first):
             _set(tree, path, value)
         return load(tree)
 
@@ -187,24 +189,51 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml("experiment", str(source))
     defaults: dict[str, Any] = {}
     with suppress(ValidationError, ConfigError):  # the changes may be what makes it valid
-        defaults = Experiment(**tree).to_dict() if overrides else {}
+        defaults = Experiment.model_validate(tree).to_dict() if overrides else {}
+    changes = []
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise ConfigError(f"an override is written path=value, got {override!r}")
-        try:
-            _set(tree, path.strip(), yaml.safe_load(text), defaults)
-        except yaml.YAMLError:
-            raise ConfigError(f"not a YAML value: {text!r}", path) from None
+            raise ConfigError(f"an override is written path=value, got {excerpt(override)}")
+        changes.append((path.strip(), read_yaml_text(text, path.strip())))
+    for path, value in sorted(changes, key=_components_first):
+        _set(tree, path, value, defaults)
+    return _validated(tree)
+
+
+def _validated(tree: Mapping[str, Any]) -> Experiment:
     try:
-        return Experiment(**tree)
+        return Experiment.model_validate(tree)
     except ValidationError as error:
-        explain(error, Experiment.model_fields)
+        explain(error, Experiment)
+
+
+def _components_first(change: tuple[str, Any]) -> tuple[int, bool]:
+    """Where a change comes among others: what chooses a component stands before what sets its fields."""
+    path = change[0].split(".")
+    return len(path), path[-1] != "name"
 
 
 def dump(experiment: Experiment) -> str:
     """The resolved configuration as YAML: `load` reads it back to an equal experiment."""
-    return yaml.safe_dump(experiment.to_dict(), sort_keys=False, allow_unicode=True)
+    return write_yaml(experiment.to_dict())
+
+
+def load_text(text: str, where: str) -> Experiment:
+    """An experiment from what `dump` wrote, whoever kept it since.
+
+    Args:
+        text: the YAML.
+        where: what holds it, for messages.
+
+    Raises:
+        ConfigError: it is not the configuration of an experiment.
+    """
+    tree = read_yaml_text(text, where)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"must hold a mapping, got {type(tree).__name__}", where)
+    with errors_under(where):
+        return load(tree)
 
 
 def experiment_names() -> list[str]:
@@ -219,12 +248,9 @@ def read_yaml(kind: str, source: str) -> dict[str, Any]:
         ConfigError: no such file, or no mapping in it.
     """
     path = find_config(kind, source) or Path(source)
-    if not path.is_file():
-        raise ConfigError(f"no {kind} {source!r}, and no such file; {suggest(source, config_names(kind))}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not is_file(path):
+        raise ConfigError(f"no {kind} {excerpt(source)}, and no such file; {suggest(source, config_names(kind))}")
+    tree = read_yaml_file(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping, got {type(tree).__name__}")
     return tree
@@ -246,7 +272,7 @@ def _set(tree: dict[str, Any], path: str, value: Any, defaults: Mapping[str, Any
         if child is None:
             child = copy.deepcopy(known)
         if not isinstance(child, dict):
-            raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {child!r}, it has no key {last!r}", path)
+            raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {excerpt(child)}, it has no key {last!r}", path)
         node[key] = child
         node = child
     node[last] = value

@@ -1,14 +1,32 @@
 """Settings of an experiment that are no components: when it is evaluated, what is kept, what is searched."""
 
-from typing import Any, Literal
+import re
+from math import isfinite
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, excerpt
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import Settings
 
 Direction = Literal["maximize", "minimize"]
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _label(text: str) -> str:
+    """What MLflow takes as part of the name of a metric."""
+    if not re.fullmatch(r"\w[\w .-]{0,49}", text):
+        raise ConfigError(
+            f"the label {excerpt(text)} may hold letters, digits, space, '.', '_' and '-' only, a letter or digit first, "
+            "and at most 50 of them"
+        )
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
+"""What the user calls a defense, a callback ...; it becomes part of the names of metrics and parameters."""
 
 
 class Evaluation(Settings):
@@ -39,10 +57,10 @@ class Tracking(Settings):
         models: whether models and pictures are kept beside the figures; they take longer than a small run.
     """
 
-    experiment: str = Field(default="fl_lightning", min_length=1)
+    experiment: str = Field(default="fl_lightning", min_length=1, max_length=250)
     register: Literal["never", "best", "always"] = "never"
     checkpoint_every: int = Field(default=1, ge=1)
-    keep_rounds: tuple[int, ...] = Field(default=(), max_length=30)
+    keep_rounds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=30)
     models: bool = True
 
     @model_validator(mode="after")
@@ -73,7 +91,7 @@ class SweepSettings(Settings):
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
     """
 
-    trials: int = Field(default=20, ge=1)
+    trials: int = Field(default=20, ge=1, le=1_000_000)
     jobs: Jobs = 1
     sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2"] = "tpe"
     metric: str | tuple[str, ...] = "attack/success"
@@ -81,10 +99,10 @@ class SweepSettings(Settings):
     constraints: dict[str, str] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     against: str | None = None
     warm_start: int = Field(default=1, ge=0)
-    confirm_seeds: tuple[int, ...] = Field(default=(1001, 1002, 1003), min_length=1)
+    confirm_seeds: tuple[Seed, ...] = Field(default=(1001, 1002, 1003), min_length=1)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -133,8 +151,11 @@ def parse_bound(metric: str, bound: str) -> tuple[int, float]:
     Raises:
         ConfigError: anything else.
     """
-    sign, _, number = bound.strip().partition(" ")
+    word, _, text = bound.strip().partition(" ")
     try:
-        return {">=": 1, "<=": -1}[sign], float(number)
+        sign, number = {">=": 1, "<=": -1}[word], float(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"expected '>= number' or '<= number', got {bound!r}", metric) from None
+        sign, number = 0, float("nan")
+    if not isfinite(number):
+        raise ConfigError(f"expected '>= number' or '<= number', got {excerpt(bound)}", metric)
+    return sign, number

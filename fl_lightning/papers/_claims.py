@@ -6,7 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fl_lightning.config import Seed
 from fl_lightning.metrics import Interval, interval
+from fl_lightning.registry import number_check
 
 __all__ = [
     "VERDICTS",
@@ -35,7 +37,9 @@ class TableCell(NamedTuple):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    _numbers = number_check()
 
 
 class Reading(_Strict):
@@ -132,7 +136,7 @@ class Size(_Strict):
         leave_out: rows that this size does not run; claims about them get no verdict.
     """
 
-    seeds: tuple[int, ...] = Field(min_length=2)
+    seeds: tuple[Seed, ...] = Field(min_length=2)
     minutes: float = Field(gt=0)
     changes: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = Field(default_factory=dict)

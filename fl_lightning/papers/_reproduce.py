@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment, load, read_yaml
-from fl_lightning.errors import ConfigError, errors_under, suggest
+from fl_lightning.errors import ConfigError, errors_under, explain, suggest
 from fl_lightning.metrics import Interval
 from fl_lightning.papers._claims import VERDICTS, Claim, PaperTable, Reading, TableCell, Verdict, read, verdict
 from fl_lightning.papers._pictures import draw_table
@@ -130,10 +131,10 @@ def find_tables(words: Sequence[str]) -> dict[str, PaperTable]:
 def _table(name: str, path: str) -> PaperTable:
     with errors_under(name):
         tree = read_yaml("paper", path)
-    try:
-        return PaperTable(**tree)
-    except ValueError as error:
-        raise ConfigError(" ".join(str(error).split()), name) from None
+        try:
+            return PaperTable.model_validate(tree)
+        except ValidationError as error:
+            explain(error, PaperTable)
 
 
 def experiments(table: PaperTable, size: SizeName, fast: bool = False) -> dict[TableCell, Experiment]:

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl_lightning import tracking
-from fl_lightning.config import Experiment, dump, load
+from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import interval
@@ -105,7 +103,7 @@ def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
     if not (folder / "config.yaml").is_file():
         return _finished(run_id)
     note = json.loads((folder / "run.json").read_text())
-    experiment = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    experiment = load_text((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
     if experiment.seeds:
         return _run_seeds(run_id, experiment, note["experiment"], watch)
     return _continue(run_id, Federation(experiment), note["experiment"], watch)

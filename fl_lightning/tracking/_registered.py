@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 import torch
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fl_lightning.config import Experiment, dump, load
+from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.tracking._store import client, registered_name
 
@@ -174,7 +173,7 @@ def find(reference: str) -> Registered:
     )
     with safe_open(path, "pt") as file:
         about = file.metadata()
-    experiment = load(yaml.safe_load(about["config"]))
+    experiment = load_text(about["config"], reference)
     shape, classes = tuple(map(int, about["shape"].split(","))), int(about["classes"])
     network = experiment.model.build(shape, classes)
     network.load_state_dict(load_file(path))

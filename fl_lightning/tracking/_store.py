@@ -13,14 +13,13 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pytorch
-import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from fl_lightning.config import Experiment, dump, load
+from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import ConfigError, flatten, foreign
@@ -185,10 +184,9 @@ def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
     known = {}
     for run in reversed(found):
         note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
-        with suppress(ConfigError, yaml.YAMLError):  # a setting that is gone, a note that somebody changed
-            recorded = load(yaml.load(note, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        with suppress(ConfigError, ValueError):  # a setting that is gone, a note that somebody changed
             plugins = json.loads(run.data.tags.get("fl.plugins", "{}"))
-            known[recorded.fingerprint(plugins)] = run.info.run_id
+            known[load_text(note, run.info.run_id).fingerprint(plugins)] = run.info.run_id
     return known
 
 

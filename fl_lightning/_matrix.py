@@ -17,7 +17,7 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment, Seed, load, read_yaml
 from fl_lightning.errors import errors_under, explain
 from fl_lightning.inputs import write_yaml
-from fl_lightning.metrics import Interval, interval
+from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import number_check
 from fl_lightning.runs import Campaign, Cell, run_campaign
@@ -85,15 +85,16 @@ class MatrixOutcome:
 
     def cell(self, attack: str, server: str, metric: str | None = None) -> Interval | None:
         """A metric over the seeds, or None where it was not measured."""
-        values = self.campaign.values(f"{attack} | {server}", metric or self.matrix.metric)
-        return interval(list(values.values())) if values else None
+        metric = metric or self.matrix.metric
+        values = self.campaign.values(f"{attack} | {server}", metric)
+        return interval(list(values.values()), bounds(metric)) if values else None
 
     def drop(self, attack: str, server: str) -> Interval | None:
         """Accuracy lost to the attack, paired by seed with the attack-free runs of the same server."""
         honest = self.campaign.values(f"{NO_ATTACK} | {server}", "global/accuracy")
         attacked = self.campaign.values(f"{attack} | {server}", "global/accuracy")
         shared = sorted(set(honest) & set(attacked))
-        return interval([honest[seed] - attacked[seed] for seed in shared]) if shared else None
+        return interval([honest[seed] - attacked[seed] for seed in shared], (-1, 1)) if shared else None
 
     def worst(self, server: str) -> str | None:
         """The attack that reaches most against a server."""
@@ -104,6 +105,32 @@ class MatrixOutcome:
         """The server whose worst case is best (minimax)."""
         worst = {server: self._worst_value(server) for server in self.matrix.servers if self.worst(server)}
         return min(worst, key=lambda server: worst[server]) if worst else None
+
+    def rivals(self) -> list[str]:
+        """Servers whose worst case cannot be told from that of the safest: the paired difference may be 0."""
+        safest = self.safest()
+        if safest is None:
+            return []
+        best = self.campaign.values(f"{self.worst(safest)} | {safest}", self.matrix.metric)
+        found = []
+        for server in self.matrix.servers:
+            worst = self.worst(server)
+            values = self.campaign.values(f"{worst} | {server}", self.matrix.metric)
+            shared = sorted(set(best) & set(values))
+            if server != safest and shared and not interval([values[seed] - best[seed] for seed in shared]).sure:
+                found.append(server)
+        return found
+
+    def verdict(self) -> str:
+        """Which server is the safest, in words; no winner is named where the figures do not support one.
+
+        With fewer than three seeds nothing can be told apart.
+        """
+        safest, rivals = self.safest(), self.rivals()
+        if safest is None:
+            return "nothing was measured"
+        unsure = f", which cannot be told from {', '.join(rivals)} on these seeds" if rivals else ""
+        return f"the best worst case: {safest}{unsure}"
 
     def _worst_value(self, server: str) -> float:
         found = self.cell(str(self.worst(server)), server)

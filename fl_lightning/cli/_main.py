@@ -193,7 +193,7 @@ def _matrix(options: argparse.Namespace) -> int:
     console.print(table)
     for failure in outcome.campaign.failures.values():
         console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
-    console.print(f"bold: the strongest attack on each server; the best worst case: {outcome.safest()}")
+    console.print(f"bold: the strongest attack on each server; {outcome.verdict()}")
     console.print(Markdown(outcome.minimax()) if console.is_terminal else outcome.minimax(), soft_wrap=True)
     console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
     if options.json:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_lightning.config import Experiment
-from fl_lightning.metrics import interval
+from fl_lightning.metrics import bounds, interval
 from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
 from fl_lightning.runs import Outcome
 from fl_lightning.search import SweepOutcome
@@ -46,7 +46,7 @@ def print_outcome(outcome: Outcome) -> None:
     )
     for name, value in sorted(outcome.metrics.items()):
         values = [one.metrics[name] for one in outcome.seeds]
-        shown = str(interval(values)) if values else f"{value:.4g}"
+        shown = str(interval(values, bounds(name))) if values else f"{value:.4g}"
         if not name.startswith("time/") or name == "time/round":
             table.add_row(name, shown)
     console.print(table)

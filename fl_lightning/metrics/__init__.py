@@ -3,7 +3,7 @@
 from fl_lightning.metrics._detection import detection
 from fl_lightning.metrics._effect import carried_through, null_space, predicted_effect
 from fl_lightning.metrics._evaluation import evaluate
-from fl_lightning.metrics._glossary import GLOSSARY, meaning
+from fl_lightning.metrics._glossary import GLOSSARY, bounds, meaning
 from fl_lightning.metrics._interval import Interval, interval
 from fl_lightning.metrics._persistence import persistence
 from fl_lightning.metrics._picture import curves
@@ -13,6 +13,7 @@ __all__ = [
     "GLOSSARY",
     "Interval",
     "accuracy_gap",
+    "bounds",
     "carried_through",
     "curves",
     "detection",

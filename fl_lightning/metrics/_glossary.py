@@ -3,9 +3,10 @@
 A name with a part in angle brackets stands for all names of that form.
 """
 
+import math
 import re
 
-__all__ = ["GLOSSARY", "meaning"]
+__all__ = ["GLOSSARY", "bounds", "meaning"]
 
 GLOSSARY: dict[str, str] = {
     "global/accuracy": "share of clean test samples that the global model classifies rightly",
@@ -66,3 +67,19 @@ def meaning(metric: str) -> str | None:
         if "<" in pattern and re.fullmatch(re.sub(r"<\w+>", r"[^/]+", pattern), metric):
             return words
     return None
+
+
+SHARE = re.compile(r".*(accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution)")
+COSINE = re.compile(r".*(cosine|opposition|accuracy_drop|accuracy_gap)")
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """What a metric cannot leave: (0, 1) for shares, (-1, 1) for cosines and differences of shares.
+
+    Example:
+        >>> bounds("attack/success"), bounds("stealth/cosine"), bounds("global/loss")
+        ((0.0, 1.0), (-1.0, 1.0), (-inf, inf))
+    """
+    if COSINE.fullmatch(metric):
+        return -1.0, 1.0
+    return (0.0, 1.0) if SHARE.fullmatch(metric) else (-math.inf, math.inf)

@@ -12,7 +12,7 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
-from fl_lightning.metrics import interval
+from fl_lightning.metrics import bounds, interval
 from fl_lightning.parallel import exclusive
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.runs._warmup import Warmup
@@ -157,7 +157,7 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
                 outcomes.append(resume(known[seed], watch))
             else:
                 outcomes.append(run(one_seed(experiment, seed), name, watch, parent=run_id))
-        spread = {metric: interval(values) for metric, values in _by_metric(outcomes).items()}
+        spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)
         tracking.end_run(store, run_id, "FINISHED")
     shutil.rmtree(folder)

@@ -19,7 +19,7 @@ from fl_lightning import runs, tracking
 from fl_lightning.config import Experiment, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
-from fl_lightning.metrics import Interval, interval
+from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
@@ -68,9 +68,9 @@ class SweepOutcome:
     @property
     def verdict(self) -> str:
         """Whether the search was worth it, in words; decided by the 95 % interval of the paired difference."""
-        if self.gain.mean - self.gain.half > 0:
+        if self.gain.low > 0:
             return f"the winner beats the configured {self.what}"
-        if self.gain.mean <= 0:
+        if self.gain.high < 0 or self.gain.mean == self.gain.half == 0:
             return f"the winner does not beat the configured {self.what}"
         return f"the winner cannot be told from the configured {self.what} on these seeds"
 
@@ -193,8 +193,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
         trials=_table(study, measured),
         searched=searched,
         winner=winner.user_attrs["changes"],
-        confirmed={metric: interval(values) for metric, values in confirmed.items()},
-        default={metric: interval(values) for metric, values in default.items()},
+        confirmed={metric: interval(values, bounds(metric)) for metric, values in confirmed.items()},
+        default={metric: interval(values, bounds(metric)) for metric, values in default.items()},
         gain=gain,
         registered_model=registered,
         rounds_saved=1 - rounds / (experiment.rounds * max(1, len(settings.seeds)) * len(measured)),

@@ -11,7 +11,7 @@ from fl_lightning.attacks import Choice
 from fl_lightning.config import Experiment, parse_bound
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.federation import Federation, RoundReport
-from fl_lightning.metrics import interval
+from fl_lightning.metrics import bounds, interval
 from fl_lightning.runs import attack_start
 from fl_lightning.search._space import Ask, Span, changes, search_space
 from fl_lightning.search._study import Task
@@ -154,7 +154,10 @@ def _several_seeds(trial: Trial, task: Task, experiment: Experiment, title: str)
             if position + 1 < len(settings.seeds) and trial.should_prune():
                 stopped = f"pruned after seed {seed}"
                 break
-    spread = {metric: interval([one.values[place] for one in found]) for place, metric in enumerate(settings.metrics)}
+    spread = {
+        metric: interval([one.values[place] for one in found], bounds(metric))
+        for place, metric in enumerate(settings.metrics)
+    }
     tracking.log_summary(store, run_id, spread)
     tracking.end_run(store, run_id, "FINISHED", stopped)
     missed = {name: sum(one.missed[name] for one in found) / len(found) for name in settings.constraints}

@@ -116,8 +116,7 @@ def test_students_interval():
     assert found.mean == pytest.approx(0.9)
     assert found.half == pytest.approx(4.302652729911275 * 0.1 / math.sqrt(3))
     assert str(found) == "0.900 ± 0.248"
-    two = interval([1.0, 3.0])
-    assert (two.mean, two.half) == (2.0, pytest.approx(12.706204736432095))
+    assert math.isnan(interval([1.0, 3.0]).half)
 
 
 def test_interval_of_one_value_and_of_none():

@@ -14,7 +14,7 @@ from fl_lightning.aggregators import finite_rows
 from fl_lightning.attacks import Goal, Untargeted, View
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
-from fl_lightning.defenses import ServerContext, State
+from fl_lightning.defenses import ServerContext, State, applied
 from fl_lightning.engines import Bench, Job, SharedTrainer
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.metrics import (
@@ -257,7 +257,7 @@ class Federation:
             acting_C = ~cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
             verdict = defense.apply(updates_CD[acting_C], self.context(weights_C[acting_C]), self.state.defenses[label])
             updates_CD = updates_CD.clone()
-            updates_CD[acting_C] = verdict.updates_CD
+            updates_CD[acting_C] = applied(verdict, updates_CD[acting_C])
             self.state.defenses[label] = dict(verdict.state)
             metrics |= {f"defense/{label}/{name}": value for name, value in verdict.metrics.items()}
         return updates_CD
@@ -315,7 +315,7 @@ class Federation:
             part_CD, part_C = updates_CD[rows], weights_C[rows]
             verdict = defense.apply(part_CD, self.context(part_C), self.state.defenses[label])
             updates_CD, weights_C = updates_CD.clone(), weights_C.clone()
-            updates_CD[rows], weights_C[rows] = verdict.updates_CD, verdict.weights_C
+            updates_CD[rows], weights_C[rows] = applied(verdict, part_CD), verdict.weights_C
             keep_C[rows] = verdict.keep_C
             self.state.defenses[label] = dict(verdict.state)
             prefix = f"defense/{label}"

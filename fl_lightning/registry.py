@@ -63,6 +63,7 @@ SLOTS = {
     "pattern": "fl_lightning.attacks",
     "defense": "fl_lightning.defenses",
     "aggregator": "fl_lightning.aggregators",
+    "pre_aggregator": "fl_lightning.aggregators",
     "engine": "fl_lightning.engines",
 }
 

@@ -1,12 +1,16 @@
 """What an aggregator is: the server's rule that turns the updates of a round into one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from fl_lightning.aggregators._byzantine import Auto, assumed
+from fl_lightning.aggregators._geometry import Geometry
+from fl_lightning.aggregators._past import Past
 from fl_lightning.registry import Component
 
 
@@ -32,20 +36,31 @@ class Aggregator(Component, ABC):
     Attributes:
         robust: whether the result stays near the honest rows when the `tolerated` number of others is arbitrary.
         translation_equivariant: whether moving every row by the same vector moves the result by it.
+        permutation_invariant: whether the order of the rows does not matter (but for ties).
+        returns_equal_rows: whether rows that are all equal are the result.
+        homogeneous: whether rows that are all scaled alike scale the result.
+        uses_past: whether `aggregate` and `shares` take the keyword `past`.
+        needs_samples: whether it needs the server's own update, `past.trusted`.
         scores_tell: whether a row with NaN or Inf has an infinite score and leaves the others' finite: looking for such rows
             beforehand, one more pass over the matrix, is then left out.
     """
 
     robust: ClassVar[bool] = True
     translation_equivariant: ClassVar[bool] = True
+    permutation_invariant: ClassVar[bool] = True
+    returns_equal_rows: ClassVar[bool] = True
+    homogeneous: ClassVar[bool] = True
+    uses_past: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
     scores_tell: ClassVar[bool] = False
 
-    def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None) -> Aggregate:
+    def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
         """Aggregate the updates of a round.
 
         Args:
             updates_CD: `[C, D]` one update a row, floating point; not modified.
             weights_C: `[C]` non-negative weights (sample counts); None: equal. Rules that take no weights say so.
+            past: what went before, for the rules that use it; None: nothing did.
 
         Returns:
             The aggregate; `kept` and `scores` have one entry for every row of the input.
@@ -54,29 +69,59 @@ class Aggregator(Component, ABC):
             ValueError: wrong shapes, no finite row, or too few rows for the rule.
         """
         check_input(updates_CD, weights_C)
-        if self.scores_tell and (result := self._as_if_finite(updates_CD, weights_C)):
+        rule = self.resolved(len(updates_CD))
+        if rule.scores_tell and (result := rule._as_if_finite(updates_CD, weights_C, past)):
             return result
         finite_C = finite_rows(updates_CD)
         if bool(finite_C.all()):
-            self.check(len(updates_CD))
-            return self.aggregate(updates_CD, weights_C)
-        rule, rows_CD, weights_C = self._without_rows(~finite_C, updates_CD, weights_C)
-        part = rule.aggregate(rows_CD, weights_C)
+            rule.check(len(updates_CD))
+            return rule.aggregate(updates_CD, weights_C, **rule._told(past))
+        rule, rows_CD, weights_C = rule._without_rows(~finite_C, updates_CD, weights_C)
+        part = rule.aggregate(rows_CD, weights_C, **rule._told(past))
         scores_C = None if part.scores is None else spread(part.scores, finite_C, fill=torch.inf)
         return Aggregate(part.update, spread(part.kept, finite_C, fill=False), scores_C)
 
-    def _as_if_finite(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate | None:
+    def _told(self, past: Past | None) -> dict[str, Any]:
+        """The keyword `past` for the rules that take it: others, also in outside packages, need not know it."""
+        return {"past": past or Past()} if self.uses_past else {}
+
+    def _as_if_finite(self, updates_CD: Tensor, weights_C: Tensor | None, past: Past | None) -> Aggregate | None:
         """The aggregate if the rule can handle all rows and its scores say that they are finite."""
         try:
             self.check(len(updates_CD))
         except ValueError:
             return None
-        result = self.aggregate(updates_CD, weights_C)
+        result = self.aggregate(updates_CD, weights_C, **self._told(past))
         return result if result.scores is not None and bool(result.scores.isfinite().all()) else None
 
     @abstractmethod
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
-        """The rule itself, on finite rows whose number has been checked."""
+        """The rule itself, on finite rows whose number has been checked; takes `past`, too, where `uses_past` says so."""
+
+    def before_mixing(self, geometry: Geometry, past: Past) -> tuple["Aggregator", Past]:
+        """The rule and its past before pre-aggregators mix the rows: what is trusted stays unmixed."""
+        return self, past
+
+    def cautions(self, n_clients: int) -> list[str]:
+        """What is unwise about the settings for so many rows, in sentences that are told once, before a run."""
+        return []
+
+    def resolved(self, n_clients: int) -> Self:
+        """The rule with a number in place of `n_byzantine: auto`: a fifth of the rows, or the most that it accepts of them."""
+        if not isinstance(getattr(self, "n_byzantine", None), Auto):
+            return self
+        for count in range(assumed(self.n_byzantine, n_clients), 0, -1):  # type: ignore[attr-defined]
+            rule = self.assuming(count)
+            try:
+                rule.check(n_clients)
+            except ValueError:
+                continue
+            return rule
+        return self.assuming(0)
+
+    def assuming(self, n_byzantine: int) -> Self:
+        """The rule with another `n_byzantine`."""
+        return replace(self, n_byzantine=n_byzantine)  # type: ignore[call-arg]
 
     def check(self, n_clients: int) -> None:
         """Refuse a number of rows that the rule cannot handle.
@@ -92,31 +137,53 @@ class Aggregator(Component, ABC):
         n_byzantine: int | None = getattr(self, "n_byzantine", None)
         return (n_clients - 1) // 2 if n_byzantine is None else n_byzantine
 
-    def influence(self, updates_CD: Tensor, weights_C: Tensor | None = None, result: Aggregate | None = None) -> Tensor:
+    def influence(
+        self,
+        updates_CD: Tensor,
+        weights_C: Tensor | None = None,
+        result: Aggregate | None = None,
+        *,
+        past: Past | None = None,
+    ) -> Tensor:
         """`[C]` share of each row in what the server used, summing to 1.
 
-        Rules that keep or drop whole rows share equally among the kept ones; coordinate rules count the values that
-        survive.
+        Rules that keep or drop whole rows share by the weights that they used among the kept ones; coordinate rules count the
+        values that survive.
 
         Args:
             updates_CD: `[C, D]` as in the call.
             weights_C: `[C]` as in the call.
             result: what the call returned, if known: spares computing it again.
+            past: as in the call.
         """
         check_input(updates_CD, weights_C)
-        finite_C = finite_rows(updates_CD)
+        rule, finite_C = self.resolved(len(updates_CD)), finite_rows(updates_CD)
         if bool(finite_C.all()):
-            self.check(len(updates_CD))
-            return self.shares(updates_CD, weights_C, result)
-        rule, rows_CD, weights_C = self._without_rows(~finite_C, updates_CD, weights_C)
+            rule.check(len(updates_CD))
+            return rule.shares(updates_CD, weights_C, result, **rule._told(past))
+        rule, rows_CD, weights_C = rule._without_rows(~finite_C, updates_CD, weights_C)
         if result is not None:
-            result = Aggregate(result.update, result.kept[finite_C])
-        return spread(rule.shares(rows_CD, weights_C, result), finite_C, fill=0.0)
+            scores = None if result.scores is None else result.scores[finite_C]
+            result = Aggregate(result.update, result.kept[finite_C], scores)
+        return spread(rule.shares(rows_CD, weights_C, result, **rule._told(past)), finite_C, fill=0.0)
 
     def shares(self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None) -> Tensor:
         """`influence` on finite rows whose number has been checked."""
         kept_C = (result or self.aggregate(updates_CD, weights_C)).kept
         return kept_C / kept_C.sum()
+
+    def figures(
+        self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
+    ) -> Mapping[str, float]:
+        """The rule's own figures about a round, logged under `aggregator/`; none unless a rule has some.
+
+        Args:
+            updates_CD: `[C, D]` the finite rows that it aggregated.
+            weights_C: `[C]` as in the call.
+            past: as in the call.
+            poisoned_C: `[C]` bool, which rows an attacker made: for measuring only.
+        """
+        return {}
 
     def without(self, removed: int) -> Self:
         """The same rule after `removed` suspicious rows are gone: it tolerates that many fewer.
@@ -124,9 +191,10 @@ class Aggregator(Component, ABC):
         As C - f does not grow and f shrinks, a condition such as C > 2f + 2 that held before still holds
         afterwards, unless more rows were removed than the rule tolerates.
         """
-        if not removed or getattr(self, "n_byzantine", None) is None:
+        n_byzantine = getattr(self, "n_byzantine", None)
+        if not removed or n_byzantine is None or isinstance(n_byzantine, Auto):
             return self
-        return replace(self, n_byzantine=max(0, self.n_byzantine - removed))  # type: ignore[attr-defined,call-arg]
+        return self.assuming(max(0, n_byzantine - removed))
 
     def _without_rows(
         self, dropped_C: Tensor, updates_CD: Tensor, weights_C: Tensor | None

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._distances import squared_distances
 from fl_lightning.aggregators._krum import lowest, nearest_sums, verdict
 from fl_lightning.aggregators._median import middle_ranks
@@ -117,12 +117,24 @@ def mean_near_median(updates_CD: Tensor, rows: Tensor, count: int) -> Tensor:
     return mean_D
 
 
+def surviving_near_median(updates_CD: Tensor, rows: Tensor, count: int) -> Tensor:
+    """`[C]` share of each row in the values that `mean_near_median` averages."""
+    counts_C = torch.zeros(len(updates_CD), dtype=torch.float64)
+    for columns, values, first_B in windows(updates_CD, rows, count):
+        sorted_block = torch.stack(values)
+        low_B, high_B = (sorted_block.gather(0, (first_B.long() + end)[None])[0] for end in (0, count - 1))
+        counts_C[rows] += survivors(
+            updates_CD[rows.to(updates_CD.device), columns], low_B, high_B, first_B, count
+        ).cpu()
+    return (counts_C / counts_C.sum()).to(updates_CD.device, torch.promote_types(updates_CD.dtype, torch.float32))
+
+
 @component
 class Bulyan(Aggregator):
     """Mean of the values nearest the median of the updates that repeated Krum selects; weights are ignored."""
 
     name: ClassVar[str] = "bulyan"
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     squared: bool = True
 
     def check(self, n_clients: int) -> None:
@@ -141,12 +153,4 @@ class Bulyan(Aggregator):
             rows, _ = bulyan_selection(updates_CD, self.n_byzantine, squared=self.squared)
         else:
             rows = result.kept.cpu().nonzero().flatten()
-        count = len(updates_CD) - 4 * self.n_byzantine
-        counts_C = torch.zeros(len(updates_CD), dtype=torch.float64)
-        for columns, values, first_B in windows(updates_CD, rows, count):
-            sorted_block = torch.stack(values)
-            low_B, high_B = (sorted_block.gather(0, (first_B.long() + end)[None])[0] for end in (0, count - 1))
-            counts_C[rows] += survivors(
-                updates_CD[rows.to(updates_CD.device), columns], low_B, high_B, first_B, count
-            ).cpu()
-        return (counts_C / counts_C.sum()).to(updates_CD.device, torch.promote_types(updates_CD.dtype, torch.float32))
+        return surviving_near_median(updates_CD, rows, len(updates_CD) - 4 * self.n_byzantine)

@@ -61,7 +61,7 @@ def row_tiles(n_rows: int) -> list[slice]:
     return [slice(*pair) for pair in pairwise(edges)]
 
 
-def squared_distances(updates_CD: Tensor) -> Tensor:
+def squared_distances(updates_CD: Tensor, products_CC: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances between all pairs of rows.
 
     |x_i - x_j|^2 = <x_i, x_i> + <x_j, x_j> - 2 <x_i, x_j> loses all digits when the rows nearly coincide. Pairs
@@ -70,12 +70,13 @@ def squared_distances(updates_CD: Tensor) -> Tensor:
 
     Args:
         updates_CD: `[C, D]` finite floating point.
+        products_CC: `gram` of the rows, where it is known already.
 
     Returns:
         `[C, C]` float64 on the CPU, symmetric, 0 on the diagonal; identical rows have identical distances to all
         others.
     """
-    squared_CC, doubtful_CC = from_products(gram(updates_CD))
+    squared_CC, doubtful_CC = from_products(gram(updates_CD) if products_CC is None else products_CC)
     while bool(doubtful_CC.any()):
         centre = int(doubtful_CC.sum(1).argmax())
         rows = torch.cat([torch.tensor([centre]), doubtful_CC[centre].nonzero().flatten()])

@@ -6,23 +6,31 @@ References:
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._distances import from_products, gram
+from fl_lightning.aggregators._base import Aggregate
+from fl_lightning.aggregators._distances import from_products
+from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mean import mean
-from fl_lightning.aggregators._threads import by_columns
+from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.registry import component
 
-BLOCK_ENTRIES = 400_000  # a block and its difference from the median stay in cache
+Start = Literal["medoid", "mean"]
 
 
 def geometric_median(
-    updates_CD: Tensor, *, weights_C: Tensor | None = None, nu: float = 1e-6, max_iter: int = 100, tol: float = 1e-6
+    updates_CD: Tensor,
+    *,
+    weights_C: Tensor | None = None,
+    nu: float = 1e-6,
+    max_iter: int = 100,
+    tol: float = 1e-6,
+    start: Start = "medoid",
 ) -> Tensor:
     """Minimiser z of sum_i w_i |x_i - z| by the smoothed Weiszfeld iteration.
 
@@ -37,6 +45,7 @@ def geometric_median(
         nu: smoothing, > 0, in the unit of the updates: distances below it count as nu.
         max_iter: largest number of steps, in either phase.
         tol: stop when a step moves z by at most this share of the (harmonic) mean distance of the rows.
+        start: `mean`: exact steps from the mean of the rows, as printed, which huge rows can move far away.
 
     Returns:
         `[D]` in the dtype of the updates.
@@ -45,14 +54,14 @@ def geometric_median(
         >>> geometric_median(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])).round(decimals=4)
         tensor([0., 0.])
     """
-    return mean(updates_CD, weiszfeld(updates_CD, weights_C, nu, max_iter, tol)[0])
+    return mean(updates_CD, weiszfeld(Geometry(updates_CD), weights_C, nu, max_iter, tol, start)[0])
 
 
 def weiszfeld(
-    updates_CD: Tensor, weights_C: Tensor | None, nu: float, max_iter: int, tol: float
+    geometry: Geometry, weights_C: Tensor | None, nu: float, max_iter: int, tol: float, start: Start = "medoid"
 ) -> tuple[Tensor, Tensor]:
     """`[C]` shares of the rows in the geometric median and `[C]` their distances from it, both float64 on the CPU."""
-    prior_C = torch.ones(len(updates_CD)) if weights_C is None else weights_C
+    prior_C = torch.ones(len(geometry)) if weights_C is None else weights_C
     prior_C = prior_C.to("cpu", torch.float64)
 
     def weigh(distances_C: Tensor) -> Tensor:
@@ -67,9 +76,11 @@ def weiszfeld(
                 break
         return shares_C, distances_C
 
-    squared_CC, _ = from_products(gram(updates_CD))  # good enough to choose a row
+    if start == "mean":
+        return iterate(prior_C / prior_C.sum(), geometry.distances_to)
+    squared_CC, _ = from_products(geometry.gram)  # good enough to choose a row
     medoid = int((squared_CC.sqrt() @ prior_C).argmin())
-    products_CC = gram(updates_CD, medoid)
+    products_CC = geometry.products_around(medoid)
     norms_C = products_CC.diagonal()
     start_C = norms_C.sqrt()
     if len(start_C) > 1:
@@ -80,40 +91,26 @@ def weiszfeld(
         return (norms_C - 2 * towards_C + shares_C @ towards_C).clamp(min=0).sqrt()
 
     shares_C, _ = iterate(weigh(start_C), distances_by_products)
-    return iterate(shares_C, lambda shares_C: distances_to_mean(updates_CD, shares_C))
-
-
-def distances_to_mean(updates_CD: Tensor, shares_C: Tensor) -> Tensor:
-    """`[C]` float64 on the CPU: distances of the rows from their mean with the given shares, in one pass."""
-    dtype = torch.promote_types(updates_CD.dtype, torch.float32)
-    shares_C = shares_C.to(updates_CD.device, dtype)
-
-    def part(columns: slice) -> Tensor:
-        squared_C = torch.zeros(len(updates_CD), dtype=torch.float64)
-        blocks = torch.split(updates_CD[:, columns], max(1, BLOCK_ENTRIES // len(updates_CD)), dim=1)
-        for block_CB in (block.to(dtype) for block in blocks):
-            away_CB = block_CB - shares_C @ block_CB
-            norms_C = torch.linalg.vector_norm(away_CB, dim=1).cpu().double()
-            if not bool(norms_C.isfinite().all()):  # float32 squares overflow beyond 1e19
-                norms_C = torch.linalg.vector_norm(away_CB.cpu().double(), dim=1)
-            squared_C += norms_C.square()
-        return squared_C
-
-    return torch.stack(by_columns(part, updates_CD.shape[1], updates_CD.device)).sum(0).sqrt()
+    return iterate(shares_C, geometry.distances_to)
 
 
 @component
-class GeometricMedian(Aggregator):
+class GeometricMedian(WeightedMean):
     """Point with the smallest sum of distances to the updates, weighted where weights are given."""
 
     name: ClassVar[str] = "geometric_median"
     nu: float = Field(default=1e-6, gt=0)
     max_iter: int = Field(default=100, ge=1)
     tol: float = Field(default=1e-6, ge=0)
+    start: Start = "medoid"
 
-    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
         """Rows with a positive weight contribute; the scores are the distances from the median."""
-        shares_C, distances_C = weiszfeld(updates_CD, weights_C, self.nu, self.max_iter, self.tol)
+        shares_C, distances_C = weiszfeld(Geometry(updates_CD), weights_C, self.nu, self.max_iter, self.tol, self.start)
         dtype = torch.promote_types(updates_CD.dtype, torch.float32)
         kept_C = (shares_C > 0).to(updates_CD.device)
         return Aggregate(mean(updates_CD, shares_C), kept_C, distances_C.to(updates_CD.device, dtype))
+
+    def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
+        """The shares after the last step."""
+        return Weighed(*weiszfeld(geometry, weights_C, self.nu, self.max_iter, self.tol, self.start))

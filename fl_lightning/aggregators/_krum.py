@@ -10,11 +10,14 @@ References:
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._base import Aggregate
+from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._distances import squared_distances
+from fl_lightning.aggregators._geometry import Geometry
+from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
 from fl_lightning.registry import component
 
 
@@ -49,10 +52,13 @@ def krum_scores(updates_CD: Tensor, n_byzantine: int, *, squared: bool = True) -
         tensor([ 10.,   5.,  13., 100.], dtype=torch.float64)
     """
     check_krum(len(updates_CD), n_byzantine)
-    distances_CC = squared_distances(updates_CD)
-    if not squared:
-        distances_CC = distances_CC.sqrt()
-    return nearest_sums(distances_CC, len(updates_CD) - n_byzantine - 2)
+    return scores_of(squared_distances(updates_CD), n_byzantine, squared)
+
+
+def scores_of(squared_CC: Tensor, n_byzantine: int, squared: bool) -> Tensor:
+    """`krum_scores` from the squared distances."""
+    distances_CC = squared_CC if squared else squared_CC.sqrt()
+    return nearest_sums(distances_CC, len(distances_CC) - n_byzantine - 2)
 
 
 def lowest(scores_C: Tensor, count: int) -> Tensor:
@@ -90,20 +96,32 @@ def verdict(updates_CD: Tensor, rows: Tensor, scores_C: Tensor) -> tuple[Tensor,
 
 
 @component
-class Krum(Aggregator):
+class Krum(WeightedMean):
     """The one update closest to its C - f - 2 nearest others; weights are ignored."""
 
     name: ClassVar[str] = "krum"
     scores_tell: ClassVar[bool] = True
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     squared: bool = True
 
     def check(self, n_clients: int) -> None:
         """C > 2f + 2."""
         check_krum(n_clients, self.n_byzantine)
 
-    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
-        """One row is kept; the scores are Krum's."""
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
+        """One row is kept, and copied; the scores are Krum's."""
         scores_C = krum_scores(updates_CD, self.n_byzantine, squared=self.squared)
         best = lowest(scores_C, 1)
         return Aggregate(updates_CD[int(best)].clone(), *verdict(updates_CD, best, scores_C))
+
+    def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
+        """All on the best row."""
+        scores_C = scores_of(geometry.squared_distances, self.n_byzantine, self.squared)
+        return Weighed(chosen(len(scores_C), lowest(scores_C, 1), None), scores_C)
+
+    def shares(
+        self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None, *, past: Past | None = None
+    ) -> Tensor:
+        """All on the kept row."""
+        kept_C = (result or self.aggregate(updates_CD, weights_C)).kept
+        return kept_C / kept_C.sum()

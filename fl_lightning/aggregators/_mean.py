@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._base import Aggregate
+from fl_lightning.aggregators._geometry import Geometry, weighted_sum
+from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 from fl_lightning.registry import component
-
-HALF_COLUMNS = 65_536  # columns of a 16-bit matrix that are widened at a time
 
 
 def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
@@ -30,12 +31,7 @@ def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
         >>> mean(torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.tensor([2, 1]))
         tensor([2., 1.])
     """
-    dtype = torch.promote_types(updates_CD.dtype, torch.float32)
-    shares_C = shares(torch.ones(len(updates_CD)) if weights_C is None else weights_C).to(updates_CD.device, dtype)
-    if updates_CD.dtype == dtype:
-        return shares_C @ updates_CD
-    blocks = torch.split(updates_CD, HALF_COLUMNS, dim=1)
-    return torch.cat([(shares_C @ block.to(dtype)).to(updates_CD.dtype) for block in blocks])
+    return weighted_sum(updates_CD, shares(torch.ones(len(updates_CD)) if weights_C is None else weights_C))
 
 
 def shares(weights_C: Tensor) -> Tensor:
@@ -45,13 +41,17 @@ def shares(weights_C: Tensor) -> Tensor:
 
 
 @component
-class Mean(Aggregator):
+class Mean(WeightedMean):
     """Mean of all updates, weighted by sample counts where they are given."""
 
     name: ClassVar[str] = "mean"
     robust: ClassVar[bool] = False
 
-    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
         """All rows with a positive weight contribute."""
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         return Aggregate(mean(updates_CD, weights_C), everybody if weights_C is None else weights_C > 0)
+
+    def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
+        """The weights, divided by their sum."""
+        return Weighed(shares(torch.ones(len(geometry)) if weights_C is None else weights_C))

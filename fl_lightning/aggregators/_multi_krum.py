@@ -13,9 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, verdict
+from fl_lightning.aggregators._base import Aggregate
+from fl_lightning.aggregators._byzantine import Byzantine
+from fl_lightning.aggregators._geometry import Geometry
+from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, scores_of, verdict
 from fl_lightning.aggregators._mean import shares
+from fl_lightning.aggregators._past import Past
+from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen, influence_of
 from fl_lightning.registry import component
 
 
@@ -68,12 +72,12 @@ def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tenso
 
 
 @component
-class MultiKrum(Aggregator):
+class MultiKrum(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the best Krum scores."""
 
     name: ClassVar[str] = "multi_krum"
     scores_tell: ClassVar[bool] = True
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     m: int | None = Field(default=None, ge=1)
     squared: bool = True
 
@@ -81,11 +85,26 @@ class MultiKrum(Aggregator):
         """C > 2f + 2 and m <= C - f."""
         check_multi_krum(n_clients, self.n_byzantine, self.m)
 
-    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
         """The m averaged rows are kept; the scores are Krum's."""
         scores_C = krum_scores(updates_CD, self.n_byzantine, squared=self.squared)
         best = lowest(scores_C, self.m or len(updates_CD) - self.n_byzantine)
         return Aggregate(mean_of(updates_CD, best, weights_C), *verdict(updates_CD, best, scores_C))
+
+    def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
+        """The weights of the m best rows."""
+        scores_C = scores_of(geometry.squared_distances, self.n_byzantine, self.squared)
+        best = lowest(scores_C, self.m or len(scores_C) - self.n_byzantine)
+        return Weighed(chosen(len(scores_C), best, weights_C), scores_C)
+
+    def shares(
+        self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None, *, past: Past | None = None
+    ) -> Tensor:
+        """The weights among the kept rows."""
+        kept_C = (result or self.aggregate(updates_CD, weights_C)).kept
+        if weights_C is None:
+            return kept_C / kept_C.sum()
+        return influence_of(chosen(len(updates_CD), kept_C.cpu().nonzero().flatten(), weights_C), updates_CD)
 
     def without(self, removed: int) -> Self:
         """Also averages fewer rows once more are gone than the rule tolerates."""

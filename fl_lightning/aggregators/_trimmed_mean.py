@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
 from fl_lightning.aggregators._threads import column_wise
@@ -64,7 +65,7 @@ class TrimmedMean(Aggregator):
     """
 
     name: ClassVar[str] = "trimmed_mean"
-    n_byzantine: int | None = Field(default=None, ge=0)
+    n_byzantine: Byzantine | None = None
     fraction: float | None = Field(default=None, ge=0, lt=0.5)
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from fl_lightning.aggregators import Aggregator, Median, finite_rows
 from fl_lightning.analysis._page import CLEAN, POISONED, Section, picture, table, text
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.analysis._weights import densities
-from fl_lightning.defenses import Defense, ServerContext
+from fl_lightning.defenses import Defense, ServerContext, applied
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Submitted
 from fl_lightning.metrics import detection
@@ -69,8 +69,9 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
     found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
     found["flagged"] = int((~verdict.keep_C).sum())
     found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
-    if not torch.equal(verdict.updates_CD, updates_CD):
-        before, after = (float(rows[poisoned_C].norm(dim=1).mean()) for rows in (updates_CD, verdict.updates_CD))
+    after_CD = applied(verdict, updates_CD, context.layout)
+    if not torch.equal(after_CD, updates_CD):
+        before, after = (float(rows[poisoned_C].norm(dim=1).mean()) for rows in (updates_CD, after_CD))
         notes.append(f"changes updates: mean norm of the malicious ones {before:.3g} → {after:.3g}")
     found["note"] = "; ".join(notes)
     return found

@@ -5,16 +5,20 @@ References:
 """
 
 from statistics import NormalDist
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._base import Poisoned
+from fl_lightning.attacks._crafted import Crafted
+from fl_lightning.attacks._perturbation import half_flipped, wide
+from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
 from fl_lightning.registry import component
+
+Side = Literal["minus", "plus"]
 
 
 def largest_z(n_clients: int, n_malicious: int) -> float:
@@ -40,12 +44,13 @@ def largest_z(n_clients: int, n_malicious: int) -> float:
     return NormalDist().inv_cdf(hidden) if hidden > 0.5 else 0.0
 
 
-def alie(honest_HD: Tensor, z: float) -> Tensor:
-    """The crafted update mu - z sigma, coordinate by coordinate.
+def alie(honest_HD: Tensor, z: float, *, sign: Side = "minus") -> Tensor:
+    """The crafted update mu - z sigma (or mu + z sigma), coordinate by coordinate.
 
     Args:
         honest_HD: `[H, D]` honest updates that the attackers know.
         z: deviation in standard deviations of the H values (divided by H, so that one update has none).
+        sign: `minus`, as in the paper, or `plus`.
 
     Returns:
         `[D]` what all malicious clients send.
@@ -55,26 +60,34 @@ def alie(honest_HD: Tensor, z: float) -> Tensor:
         >>> alie(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), z=1.5)
         tensor([0.5000, 2.0000])
     """
-    return honest_HD.mean(0) - z * honest_HD.std(0, correction=0)
+    return honest_HD.mean(0) + (z if sign == "plus" else -z) * honest_HD.std(0, correction=0)
 
 
 @component
-class Alie(Attack):
+class Alie(Crafted):
     """A Little Is Enough: all malicious clients send mean - z standard deviations of the honest updates they know.
 
     One attacker that knows nobody else's update sees no spread, and sends its honest update.
 
     Attributes:
-        z: the deviation; None: the largest one that hides, from the numbers of clients and attackers.
+        z: the deviation; None: the largest one that hides, from the numbers of clients and attackers. Some published tables took
+            the normal distribution for its inverse, which makes about three times that.
+        sign: `minus`, as in the paper, or `plus`, as much published code has it.
+        flip_half: take the other sign on a random half of the coordinates, drawn afresh each round.
     """
 
     name: ClassVar[str] = "alie"
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     z: Annotated[float | None, Tunable(0.1, 5, log=True)] = Field(default=None, ge=0)
+    sign: Annotated[Side, Choice(("minus", "plus"))] = "minus"
+    flip_half: Annotated[bool, Choice((False, True))] = False
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Copies of one crafted update."""
         z = largest_z(view.n_clients, view.n_malicious) if self.z is None else self.z
-        crafted_D = alie(view.known_updates, z)
-        return Poisoned(crafted_D.repeat(view.n_malicious, 1), metrics={"z": z})
+        known_HP = wide(view.known_updates[:, : view.flat.trained])
+        mean_P, crafted_P = known_HP.mean(0), alie(known_HP, z, sign=self.sign)
+        if self.flip_half:
+            crafted_P = mean_P + half_flipped(crafted_P - mean_P, view.generator("half"))
+        return Poisoned(self.rows(view, crafted_P, mean_P), metrics={"z": z})

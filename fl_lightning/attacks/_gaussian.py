@@ -8,7 +8,7 @@ References:
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
@@ -18,7 +18,14 @@ from fl_lightning.defenses import State
 from fl_lightning.registry import component
 
 
-def gaussian(honest_MD: Tensor, generator: torch.Generator, std: float | None = None) -> Tensor:
+def gaussian(
+    honest_MD: Tensor,
+    generator: torch.Generator,
+    std: float | None = None,
+    *,
+    mean: float = 0.0,
+    replace: bool = False,
+) -> Tensor:
     """Noisy updates.
 
     Args:
@@ -26,6 +33,8 @@ def gaussian(honest_MD: Tensor, generator: torch.Generator, std: float | None = 
         generator: CPU generator.
         std: standard deviation of noise around each honest update; None: every coordinate is drawn afresh from the normal
             distribution with the mean and variance of the M honest values (variance 0 for one client).
+        mean: of the noise, where its standard deviation is given.
+        replace: send the noise alone instead of the honest update with noise.
 
     Returns:
         `[M, D]` updates.
@@ -38,7 +47,8 @@ def gaussian(honest_MD: Tensor, generator: torch.Generator, std: float | None = 
     """
     noise_MD = torch.randn(honest_MD.shape, generator=generator).to(honest_MD)
     if std is not None:
-        return honest_MD + std * noise_MD
+        noise_MD = mean + std * noise_MD if mean else std * noise_MD
+        return noise_MD if replace else honest_MD + noise_MD
     return honest_MD.mean(0) + honest_MD.std(0, correction=0) * noise_MD
 
 
@@ -48,13 +58,25 @@ class Gaussian(Attack):
 
     Attributes:
         std: standard deviation of the noise that is added to the honest update; None: the honest updates' own spread.
+        mean: of that noise.
+        replace: send the noise alone, as other suites do.
     """
 
     name: ClassVar[str] = "gaussian"
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     std: Annotated[float | None, Tunable(1e-3, 10, log=True)] = Field(default=None, ge=0)
+    mean: float = 0.0
+    replace: bool = False
+
+    @model_validator(mode="after")
+    def _noise_of_its_own(self) -> "Gaussian":
+        if self.std is None and (self.mean or self.replace):
+            raise ValueError(f"mean and replace need std, got std=None, mean={self.mean}, replace={self.replace}")
+        return self
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Replace the honest updates by noise."""
-        return Poisoned(gaussian(view.own_updates, view.generator("noise"), self.std))
+        return Poisoned(
+            gaussian(view.own_updates, view.generator("noise"), self.std, mean=self.mean, replace=self.replace)
+        )

@@ -9,7 +9,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._base import Poisoned
+from fl_lightning.attacks._crafted import Crafted
+from fl_lightning.attacks._perturbation import wide
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
@@ -38,7 +40,7 @@ def ipm(honest_HD: Tensor, epsilon: float) -> Tensor:
 
 
 @component
-class Ipm(Attack):
+class Ipm(Crafted):
     """Inner product manipulation: all malicious clients send -epsilon times the mean of the benign updates.
 
     With less than full knowledge the mean of the honest updates that the attackers know stands for it.
@@ -55,5 +57,6 @@ class Ipm(Attack):
     def poison(self, view: View, state: State) -> Poisoned:
         """Copies of one crafted update."""
         all_known = view.knowledge == "full" and view.n_malicious < view.n_clients
-        crafted_D = ipm(view.benign_updates if all_known else view.known_updates, self.epsilon)
-        return Poisoned(crafted_D.repeat(view.n_malicious, 1))
+        honest_HD = view.benign_updates if all_known else view.known_updates
+        honest_HP = wide(honest_HD[:, : view.flat.trained])
+        return Poisoned(self.rows(view, ipm(honest_HP, self.epsilon), honest_HP.mean(0)))

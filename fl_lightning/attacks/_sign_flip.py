@@ -5,13 +5,14 @@ References:
     heterogeneous datasets", AAAI 2019, section 5 (sign-flipping attacks multiply the honest message by a negative constant).
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._tunable import Tunable
+from fl_lightning.attacks._known_rows import known_rows
+from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
 from fl_lightning.registry import component
@@ -41,13 +42,18 @@ class SignFlip(Attack):
 
     Attributes:
         scale: factor on the reversed update.
+        of: what is reversed: each client's `own` honest update, or the `mean` of the updates that the attackers know.
     """
 
     name: ClassVar[str] = "sign_flip"
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     scale: Annotated[float, Tunable(0.1, 20, log=True)] = Field(default=1.0, ge=0)
+    of: Annotated[Literal["own", "mean"], Choice(("own", "mean"))] = "own"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Reverse the honest updates."""
-        return Poisoned(sign_flip(view.own_updates, self.scale))
+        honest_MD = view.own_updates
+        if self.of == "mean":
+            honest_MD = known_rows(view).mean(0).repeat(view.n_malicious, 1)
+        return Poisoned(sign_flip(honest_MD, self.scale))

@@ -91,11 +91,20 @@ class Experiment(BaseModel):
         n_clients = self.partition.clients
         with _at("participation"):
             self.participation.check(n_clients)
+        per_round, validation = self.participation.per_round(n_clients), self.data.validation > 0
+        # `n_byzantine: auto` becomes a number here, so that attacks, defenses and what is tracked see one
+        self.__dict__["aggregator"] = self.aggregator.resolved(per_round)
+        self.__dict__["defenses"] = {label: one.resolved(per_round) for label, one in self.defenses.items()}
         with _at("aggregator"):
-            self.aggregator.check(self.participation.per_round(n_clients))
+            self.aggregator.check(per_round)
+            if self.aggregator.needs_samples and not validation:
+                raise ConfigError(
+                    f"{self.aggregator.name} needs samples at the server: set data.validation, such as 100"
+                )
         for label, defense in self.defenses.items():
             with _at(f"defenses.{label}"):
-                defense.check(self.aggregator, validation=self.data.validation > 0)
+                defense.check(self.aggregator, validation=validation)
+                defense.check_rows(per_round)
         if self.evaluation.effect:
             self._check_effect()
         if len(set(self.seeds)) < len(self.seeds):

@@ -1,7 +1,19 @@
 """Defenses: detectors and transforms between the clients and the aggregator, and the plain functions behind them."""
 
 from fl_lightning.defenses._accuracy_check import AccuracyCheck
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._base import (
+    Defense,
+    ServerContext,
+    State,
+    Verdict,
+    applied,
+    clients_of,
+    detected,
+    geometry_of,
+    population_of,
+    trained_columns,
+    trained_of,
+)
 from fl_lightning.defenses._dagmm import Dagmm, dagmm_scores
 from fl_lightning.defenses._noise import clip, epsilon, epsilon_rdp
 from fl_lightning.defenses._norm_bound import NormBound
@@ -38,14 +50,20 @@ __all__ = [
     "StatisticalCheck",
     "Vae",
     "Verdict",
+    "applied",
     "bloc",
+    "clients_of",
     "clip",
     "dagmm_scores",
     "detected",
     "epsilon",
     "epsilon_rdp",
+    "geometry_of",
     "impacts",
     "pdrr_krum",
     "pdrr_survival",
+    "population_of",
+    "trained_columns",
+    "trained_of",
     "vae_scores",
 ]

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning.aggregators import Byzantine, assumed
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import largest
 from fl_lightning.defenses._spectral import LIMIT, seeded
@@ -98,7 +99,7 @@ class Pyod(Defense):
 
     detector: str = "ecod"
     options: dict[str, Any] = Field(default_factory=dict)
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     coordinates: int = Field(default=1000, ge=2)
 
     def check(self, aggregator: Any, validation: bool) -> None:
@@ -108,12 +109,13 @@ class Pyod(Defense):
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """The strangest rows go; a detector that cannot be fitted to so few or so equal rows removes nobody."""
         n_rows = len(updates_CD)
+        count = assumed(self.n_byzantine, n_rows)
         random = context.generator("coordinates")
         columns_F = torch.randperm(updates_CD.shape[1], generator=random)[: self.coordinates].to(updates_CD.device)
         rows_CF = updates_CD[:, columns_F].double()
         spread = rows_CF.abs().mean(1).median().clamp(min=1e-30)
         table = (rows_CF / spread).clamp(-LIMIT, LIMIT).cpu().numpy()
-        share = min(0.5, max(1, self.n_byzantine) / max(2, n_rows))
+        share = min(0.5, max(1, count) / max(2, n_rows))
         generator = context.generator(self.name)
         model = build(self.detector, self.options, share, generator.initial_seed())
         nobody_C = torch.zeros(n_rows, dtype=torch.bool, device=updates_CD.device)
@@ -129,4 +131,4 @@ class Pyod(Defense):
             np.random.set_state(before)  # noqa: NPY002
         scores_C = torch.from_numpy(np.asarray(model.decision_scores_, dtype=float)).nan_to_num(nan=0.0)
         scores_C = scores_C.to(updates_CD.device)
-        return detected(updates_CD, context, largest(scores_C, self.n_byzantine, context.generator("ties")), scores_C)
+        return detected(updates_CD, context, largest(scores_C, count, context.generator("ties")), scores_C)

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator
+from fl_lightning.aggregators import Aggregator, Byzantine, assumed
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
 from fl_lightning.errors import ConfigError
@@ -78,7 +77,7 @@ class Rejection(Defense, ABC):
         n_byzantine: number of rows removed, less than the number of clients.
     """
 
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     measures: ClassVar[tuple[str, ...]] = ()
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
@@ -89,10 +88,10 @@ class Rejection(Defense, ABC):
         """Rows of largest impact by any of the measures go; the score is the largest standardised impact."""
         samples = need_validation(self.name, context.validation)
         flagged_C = torch.zeros(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
-        scores = []
+        scores, count = [], assumed(self.n_byzantine, len(updates_CD))
         for measure in self.measures:
             impact_C = impacts(updates_CD, context.aggregator, _cost(measure, context, samples))
-            flagged_C |= largest(impact_C, self.n_byzantine, context.generator(measure))
+            flagged_C |= largest(impact_C, count, context.generator(measure))
             scores.append(impact_C / impact_C.std(correction=0).clamp(min=1e-12))
         return detected(updates_CD, context, flagged_C, torch.stack(scores).amax(0))
 

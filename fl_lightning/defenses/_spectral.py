@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fl_lightning.aggregators import Aggregator
+from fl_lightning.aggregators import Aggregator, Byzantine, assumed
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import largest, need_validation
@@ -109,7 +109,7 @@ class Spectral(Defense, ABC):
         lr: their learning rate; only directions matter, as norms are matched to those received.
     """
 
-    n_byzantine: int = Field(ge=0)
+    n_byzantine: Byzantine
     coordinates: int = Field(default=1000, ge=2)
     references: int = Field(default=40, ge=2)
     steps: int = Field(default=10, ge=1)
@@ -148,4 +148,5 @@ class Spectral(Defense, ABC):
         generator = context.generator(self.name)
         with seeded(generator):
             scores_C = self.anomaly(*scaled, generator).double().nan_to_num(nan=1e300, posinf=1e300)
-        return detected(updates_CD, context, largest(scores_C, self.n_byzantine, context.generator("ties")), scores_C)
+        count = assumed(self.n_byzantine, len(updates_CD))
+        return detected(updates_CD, context, largest(scores_C, count, context.generator("ties")), scores_C)

@@ -14,7 +14,7 @@ from torch.func import grad
 
 from fl_lightning.aggregators import Aggregator, Krum, Mean, Median, TrimmedMean
 from fl_lightning.data import Samples
-from fl_lightning.defenses import Defense, ServerContext, Verdict
+from fl_lightning.defenses import Defense, ServerContext, Verdict, applied
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import cross_entropy
 from fl_lightning.randomness import generator
@@ -96,9 +96,10 @@ def shapes_kept(defense: Defense) -> None:
             verdict = defense.apply(updates_CD, context, defense.init())
             require(verdict.keep_C.shape == (n_clients,), f"keep_C has shape {list(verdict.keep_C.shape)}")
             require(verdict.keep_C.dtype == torch.bool, f"keep_C has dtype {verdict.keep_C.dtype}")
-            require(verdict.updates_CD.shape == updates_CD.shape, "the shape of the updates has changed")
-            require(verdict.updates_CD.dtype == updates_CD.dtype, "the dtype of the updates has changed")
-            require(verdict.updates_CD.isfinite().all(), "the updates are not finite")
+            after_CD = applied(verdict, updates_CD)
+            require(after_CD.shape == updates_CD.shape, "the shape of the updates has changed")
+            require(after_CD.dtype == updates_CD.dtype, "the dtype of the updates has changed")
+            require(after_CD.isfinite().all(), "the updates are not finite")
             require(verdict.weights_C.shape == (n_clients,), f"weights_C has shape {list(verdict.weights_C.shape)}")
             if verdict.scores_C is not None:
                 require(verdict.scores_C.shape == (n_clients,), f"scores_C has shape {list(verdict.scores_C.shape)}")
@@ -122,7 +123,8 @@ def deterministic(defense: Defense) -> None:
         first, second = (defense.apply(honest(), server(rule), defense.init()) for _ in range(2))
         require(torch.equal(state, torch.get_rng_state()), "the global random state has changed")
         require(torch.equal(first.keep_C, second.keep_C), "two calls kept different rows")
-        require(torch.equal(first.updates_CD, second.updates_CD), "two calls gave different updates")
+        after = [applied(verdict, honest()) for verdict in (first, second)]
+        require(torch.equal(*after), "two calls gave different updates")
 
 
 def somebody_stays(defense: Defense) -> None:
@@ -139,7 +141,7 @@ def somebody_stays(defense: Defense) -> None:
         ):
             verdict: Verdict = defense.apply(rows_CD, server(rule), defense.init())
             require(verdict.keep_C.any(), "everybody was thrown away")
-            require(verdict.updates_CD.isfinite().all(), "the updates are not finite")
+            require(applied(verdict, rows_CD).isfinite().all(), "the updates are not finite")
             require(verdict.scores_C is None or not verdict.scores_C.isnan().any(), "scores_C holds NaN")
 
 

@@ -15,11 +15,21 @@ from fl_lightning.aggregators import (
     Aggregate,
     Aggregator,
     Bulyan,
+    Caf,
+    CenteredClipping,
+    Cge,
+    Dnc,
     GeometricMedian,
     Krum,
+    Mda,
+    Meamed,
     Mean,
     Median,
+    Monna,
     MultiKrum,
+    Rlr,
+    SignVote,
+    Smea,
     TrimmedMean,
     _order,
     bulyan,
@@ -36,7 +46,7 @@ from fl_lightning.aggregators import (
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component, registry
-from fl_lightning.testing.aggregators import AGGREGATOR_CHECKS, check_aggregator
+from fl_lightning.testing.aggregators import AGGREGATOR_CHECKS, called, check_aggregator
 
 # Every registered aggregator takes its cases from here.
 CANONICAL = {
@@ -47,6 +57,16 @@ CANONICAL = {
     "median": [Median(), Median(lower=True)],
     "bulyan": [Bulyan(n_byzantine=2), Bulyan(n_byzantine=1, squared=False)],
     "geometric_median": [GeometricMedian()],
+    "caf": [Caf(n_byzantine=2)],
+    "centered_clipping": [CenteredClipping(), CenteredClipping(tau=1.0, steps=3)],
+    "cge": [Cge(n_byzantine=2)],
+    "dnc": [Dnc(n_byzantine=2), Dnc(n_byzantine=2, iterations=3, columns=500, filter_share=1.5)],
+    "mda": [Mda(n_byzantine=2)],
+    "meamed": [Meamed(n_byzantine=2)],
+    "monna": [Monna(n_byzantine=2, index=4), Monna(n_byzantine=2)],
+    "rlr": [Rlr(theta=4), Rlr(share=0.5, inner=TrimmedMean(n_byzantine=2))],
+    "sign_vote": [SignVote(lr=0.02), SignVote(scale="median")],
+    "smea": [Smea(n_byzantine=2)],
 }
 CASES = [case for cases in CANONICAL.values() for case in cases]
 
@@ -153,7 +173,7 @@ class Unchecked(Aggregator):
 class LetsNanIn(Aggregator):
     name: ClassVar[str] = "lets_nan_in"
 
-    def __call__(self, updates_CD, weights_C=None):
+    def __call__(self, updates_CD, weights_C=None, *, past=None):
         return self.aggregate(updates_CD, weights_C)
 
     def aggregate(self, updates_CD, weights_C):
@@ -541,7 +561,7 @@ def test_configuration_errors():
 def test_shipped_configurations_build_and_run(name):
     aggregator = registry("aggregator").build(name)
     assert aggregator.name == name
-    assert aggregator(normal(50, 5)).update.isfinite().all()
+    assert called(aggregator.resolved(50), normal(50, 5)).update.isfinite().all()
 
 
 @pytest.mark.parametrize(("fraction", "n_clients", "cut"), [(0.2, 50, 10), (0.29, 100, 29), (0.25, 5, 1), (0.1, 9, 0)])
@@ -568,10 +588,10 @@ def test_a_rule_tolerates_fewer_once_rows_are_gone():
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_non_finite_rows_are_counted_as_malicious(case):
     updates_CD = normal(15, 2000)
-    clean = case.without(3)(updates_CD[3:])
+    clean = called(case.without(3), updates_CD[3:])
     updates_CD[0] = torch.nan
     updates_CD[1, 5], updates_CD[2, 7] = torch.inf, -torch.inf
-    result = case(updates_CD, torch.ones(15))
+    result = called(case, updates_CD, torch.ones(15))
     assert_close(result.update, clean.update)
     assert not result.kept[:3].any()
     assert result.scores is None or (result.scores[:3] == torch.inf).all()

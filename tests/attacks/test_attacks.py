@@ -35,10 +35,10 @@ from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_hone
 # Every registered attack takes its cases from here.
 CANONICAL: dict[str, list[dict]] = {
     "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
-    "gaussian": [{}, {"std": 0.1}],
+    "gaussian": [{}, {"std": 0.1}, {"std": 0.1, "mean": 0.2, "replace": True}],
     "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}, {"rehearsal": 2, "start": "foreseen"}],
-    "sign_flip": [{}],
-    "alie": [{}, {"knowledge": "full", "z": 1.5}],
+    "sign_flip": [{}, {"of": "mean", "knowledge": "full"}],
+    "alie": [{}, {"knowledge": "full", "z": 1.5}, {"sign": "plus", "flip_half": True, "spread": 0.1}],
     "ipm": [{"knowledge": "full"}, {"knowledge": "none", "epsilon": 5.0}],
     "fang_krum": [{}, {"knowledge": "full", "search": "bisection"}, {"knowledge": "full", "rule": "random"}],
     "fang_trimmed_mean": [{}, {"knowledge": "full"}, {"knowledge": "none", "rule": "random"}],

@@ -1,0 +1,94 @@
+"""Rules whose result is a weighted sum of the rows, with coefficients that follow from the rows' geometry."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._geometry import Geometry
+from fl_lightning.aggregators._past import Past
+from fl_lightning.registry import component
+
+
+class Weighed(NamedTuple):
+    """What a rule makes of the geometry.
+
+    Attributes:
+        coefficients: `[C]`, or `[C + 1]` where the last belongs to `past.reference_D`.
+        scores: `[C]` larger = more suspicious, or None.
+    """
+
+    coefficients: Tensor
+    scores: Tensor | None = None
+
+
+@component
+class WeightedMean(Aggregator, ABC):
+    """A rule that is a weighted sum of the rows: two passes over them, one to measure and one to sum."""
+
+    uses_past: ClassVar[bool] = True
+
+    @abstractmethod
+    def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
+        """Coefficients, float64 on the CPU, and scores.
+
+        Args:
+            geometry: of finite rows whose number has been checked.
+            past: what went before.
+            weights_C: `[C]` sample counts, or None.
+        """
+
+    def coefficients(self, geometry: Geometry, past: Past | None = None, weights_C: Tensor | None = None) -> Tensor:
+        """`[C]` float64 share of each row in the update; `[C + 1]` when the last belongs to `past.reference_D`."""
+        return self.weigh(geometry, past or Past(), weights_C).coefficients
+
+    def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
+        """The weighted sum; rows with a coefficient are kept."""
+        return self.combine(Geometry(updates_CD), weights_C, past or Past())
+
+    def combine(self, geometry: Geometry, weights_C: Tensor | None, past: Past) -> Aggregate:
+        """`aggregate` on rows whose geometry is known, perhaps not yet made themselves."""
+        coefficients, scores = self.weigh(geometry, past, weights_C)
+        return combined(geometry, coefficients, scores, past)
+
+    def shares(
+        self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None, *, past: Past | None = None
+    ) -> Tensor:
+        """|c_i| / sum |c| over the rows."""
+        coefficients = self.coefficients(Geometry(updates_CD), past, weights_C)
+        return influence_of(coefficients, updates_CD)
+
+
+def combined(geometry: Geometry, coefficients: Tensor, scores: Tensor | None, past: Past) -> Aggregate:
+    """The weighted sum of the rows, and of the reference where it has a coefficient, too."""
+    n_rows = len(geometry)
+    update_D = geometry.weighted_sum(coefficients[:n_rows])
+    if len(coefficients) > n_rows and past.reference_D is not None:
+        update_D = update_D + past.reference_D.to(update_D) * float(coefficients[n_rows])
+    dtype = torch.promote_types(update_D.dtype, torch.float32)
+    scores = None if scores is None else scores.to(update_D.device, dtype)
+    return Aggregate(update_D, (coefficients[:n_rows] != 0).to(update_D.device), scores)
+
+
+def influence_of(coefficients: Tensor, updates_CD: Tensor) -> Tensor:
+    """`[C]` |c_i| / sum |c| on the device of the updates, at least float32."""
+    dtype = torch.promote_types(updates_CD.dtype, torch.float32)
+    return normalised(coefficients[: len(updates_CD)]).to(updates_CD.device, dtype)
+
+
+def normalised(coefficients_C: Tensor) -> Tensor:
+    """`[C]` absolute values divided by their sum; equal shares where all are 0."""
+    size_C = coefficients_C.abs()
+    total = float(size_C.sum())
+    return size_C / total if total > 0 else torch.full_like(size_C, 1 / len(size_C))
+
+
+def chosen(n_rows: int, rows: Tensor, weights_C: Tensor | None) -> Tensor:
+    """`[C]` coefficients of the mean of some rows, weighted where weights are given and any of theirs is positive."""
+    coefficients_C = torch.zeros(n_rows, dtype=torch.float64)
+    weights = torch.ones(len(rows)) if weights_C is None else weights_C[rows.to(weights_C.device)]
+    weights = weights.cpu().double()
+    coefficients_C[rows] = normalised(weights)
+    return coefficients_C

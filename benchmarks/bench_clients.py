@@ -24,7 +24,7 @@ from torch import nn
 
 from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
-from fl_lightning.engines import Bench, Engine, Job, Sequential, SharedTrainer, TrainerSettings, Vectorized
+from fl_lightning.engines import Bench, Engine, Job, LocalRound, Sequential, SharedTrainer, TrainerSettings, Vectorized
 from fl_lightning.models import FlatNetwork, Lenet5, Mlp, Model, WbcFmnistCnn
 from fl_lightning.randomness import generator
 
@@ -61,7 +61,7 @@ def by_hand(bench: Bench, jobs: list[Job]) -> torch.Tensor:
 
 
 def engine(own: Engine, bench: Bench, jobs: list[Job]) -> torch.Tensor:
-    return own.train(bench, bench.flat.vector(), jobs, CLIENT, 0, list)
+    return own.train(bench, LocalRound(bench.flat.vector(), jobs, CLIENT, 0))
 
 
 def byzfl_clients(model: Model, jobs: list[Job]) -> Callable[[], None] | None:

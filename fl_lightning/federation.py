@@ -1,21 +1,22 @@
 """The federated orchestrator: communication rounds with an attack and defenses between the clients and the server."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fl_lightning.aggregators import finite_rows
-from fl_lightning.attacks import Goal, Untargeted, View
+from fl_lightning.attacks import Goal, Services, Untargeted, View
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import ServerContext, State, applied
-from fl_lightning.engines import Bench, Job, SharedTrainer
+from fl_lightning.engines import Bench, Job, LocalRound, SharedTrainer
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.metrics import (
     accuracy_gap,
@@ -31,7 +32,16 @@ from fl_lightning.models import FlatNetwork, loss_for
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
 
-__all__ = ["Federation", "FederationState", "Observer", "RoundReport", "Submitted"]
+__all__ = [
+    "Aggregated",
+    "Defended",
+    "Federation",
+    "FederationState",
+    "Observer",
+    "RoundReport",
+    "Submitted",
+    "Trained",
+]
 
 Metrics = dict[str, float]
 
@@ -50,6 +60,24 @@ class RoundReport(NamedTuple):
     cohort: Cohort
 
 
+class Trained(NamedTuple):
+    """What the clients of a round have trained, before any of them attacks.
+
+    Attributes:
+        cohort: who takes part.
+        jobs: what each of them trains on.
+        updates_CD: `[C, D]` the honest updates.
+        weights_C: `[C]` their weights.
+        metrics: what callbacks and defenses at the clients report.
+    """
+
+    cohort: Cohort
+    jobs: list[Job]
+    updates_CD: Tensor
+    weights_C: Tensor
+    metrics: Mapping[str, float] = MappingProxyType({})
+
+
 class Submitted(NamedTuple):
     """What the clients of a round send to the server.
 
@@ -59,7 +87,7 @@ class Submitted(NamedTuple):
         updates_CD: `[C, D]` the updates.
         weights_C: `[C]` their weights.
         poisoned_C: `[C]` bool, which of them an attacker made.
-        metrics: what callbacks and the attack report.
+        metrics: what callbacks, defenses at the clients and the attack report.
     """
 
     cohort: Cohort
@@ -68,6 +96,41 @@ class Submitted(NamedTuple):
     weights_C: Tensor
     poisoned_C: Tensor
     metrics: Metrics
+
+    @property
+    def attacked(self) -> bool:
+        """Whether any update was made by an attacker."""
+        return bool(self.poisoned_C.any())
+
+
+class Defended(NamedTuple):
+    """What the defenses have left of the submitted updates.
+
+    Attributes:
+        updates_RD: `[R, D]` the rows that stay, as the defenses have changed them.
+        weights_R: `[R]` their weights.
+        keep_C: `[C]` bool, which of the submitted rows they are.
+        metrics: what the defenses report, and how well they detected.
+    """
+
+    updates_RD: Tensor
+    weights_R: Tensor
+    keep_C: Tensor
+    metrics: Metrics
+
+
+class Aggregated(NamedTuple):
+    """What the rule makes of the rows that the defenses have left.
+
+    Attributes:
+        update_D: `[D]` the aggregate; None: nothing was left, or nothing finite was sent.
+        metrics: how much of it came from attackers.
+        stopped: why the run cannot go on, or None.
+    """
+
+    update_D: Tensor | None
+    metrics: Metrics
+    stopped: str | None = None
 
 
 class Observer(Protocol):
@@ -133,6 +196,8 @@ class Federation:
             network = experiment.model.build(data.shape, data.classes).to(trainer.device, trainer.dtype)
         flat = FlatNetwork(network, loss_for(experiment.model, data.task, data.classes))
         self.bench = Bench(flat, trainer, seed)
+        # Attackers get a network of their own: engines leave the clients' models and gradients in the shared one.
+        self.shown_flat = FlatNetwork(deepcopy(network), flat.loss)
         try:
             self.assignment = experiment.partition.assign(data, generator(seed, "partition"))
         except ConfigError as error:
@@ -150,10 +215,11 @@ class Federation:
             with errors_under("attack"):
                 experiment.attack.check(self.data, flat.loss)
         self.initial_D = flat.vector()
-        self.state = self._initial_state()
+        self.state = self.initial_state()
         self.paired: Federation | None = self.twin() if experiment.attack and experiment.evaluation.twin else None
 
-    def _initial_state(self) -> FederationState:
+    def initial_state(self) -> FederationState:
+        """The state before the first round."""
         global_D = self.initial_D.clone()
         attack = self.experiment.attack
         defenses: dict[str, State] = {
@@ -167,7 +233,7 @@ class Federation:
         other.experiment = self.experiment.model_copy(update={"attack": None})
         other.observers = []
         other.paired = None
-        other.state = other._initial_state()
+        other.state = other.initial_state()
         return other
 
     def run(self) -> FederationState:
@@ -183,28 +249,29 @@ class Federation:
     def round(self) -> RoundReport:
         """One communication round."""
         clock = _Clock()
-        state = self.state
-        cohort, jobs, updates_CD, weights_C, poisoned_C, metrics = self.submitted(clock)
+        before_D = self.state.global_D
+        sent = self.submitted(clock)
         with clock("defend"):
-            kept_CD, kept_weights_C, keep_C = self._defend(updates_CD, weights_C, poisoned_C, metrics)
-        before_D = state.global_D
+            left = self.defend(sent)
         with clock("aggregate"):
-            self._server_step(kept_CD, kept_weights_C, keep_C, poisoned_C, metrics)
-        if bool(poisoned_C.any()):
-            metrics |= stealth(updates_CD, poisoned_C)
-        if self._due(state.round):
+            result = self.aggregate(sent, left)
+            self.step(result)
+        metrics = sent.metrics | left.metrics | result.metrics
+        if sent.attacked:
+            metrics |= stealth(sent.updates_CD, sent.poisoned_C)
+        if self.due(self.state.round):
             with clock("evaluate"):
                 metrics |= self.evaluate()
-                metrics |= accuracy_gap(self.bench.flat, before_D, updates_CD, poisoned_C, self.goal.clean)
+                metrics |= accuracy_gap(self.bench.flat, before_D, sent.updates_CD, sent.poisoned_C, self.goal.clean)
         if self.paired:
             with clock("twin"):
                 metrics |= self._impact(metrics, self.paired.round().metrics)
             if self.experiment.evaluation.effect:
                 with clock("effect"):
-                    metrics |= self._effect(jobs, weights_C, poisoned_C)
-        return self._report(cohort, metrics | clock.metrics(), bool(poisoned_C.any()))
+                    metrics |= self._effect(sent)
+        return self._report(sent.cohort, metrics | clock.metrics(), sent.attacked)
 
-    # The steps of a round
+    # The steps of a round: each returns what it found out, and remembers in `state` what the next round needs
 
     def submitted(self, clock: "_Clock | None" = None) -> Submitted:
         """Train the clients of the next round and poison what the malicious ones send.
@@ -212,97 +279,121 @@ class Federation:
         The model stays where it is; only the attack and defenses at the clients remember that they have seen the round.
         """
         clock = clock or _Clock()
-        cohort = self.experiment.participation.sample(self.state.round, len(self.assignment), self.bench.seed)
-        jobs = [Job(client, self.data.train, self._index(client)) for client in cohort.clients.tolist()]
-        equal = self.experiment.server.weights == "equal"
-        weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
-        weights_C = weights_C.to(self.state.global_D)
-        local: Metrics = {}
         with clock("train"):
-            updates_CD = self._protect(cohort, self._train(jobs, local), weights_C, local)
+            trained = self.protect(self.train(self.cohort()))
         with clock("poison"):
-            updates_CD, poisoned_C, metrics = self._poison(cohort, jobs, updates_CD, weights_C)
-        return Submitted(cohort, jobs, updates_CD, weights_C, poisoned_C, metrics | local)
+            return self.poison(trained)
 
-    def _index(self, client: int) -> Tensor:
-        return self.assignment[client].to(self.data.train.y.device)
+    def cohort(self) -> Cohort:
+        """Who takes part in the next round."""
+        return self.experiment.participation.sample(self.state.round, len(self.assignment), self.bench.seed)
 
-    def _train(self, jobs: list[Job], metrics: Metrics | None = None) -> Tensor:
-        """Honest updates `[C, D]`; `metrics` gets what the callbacks report, averaged over the fits."""
-        experiment, reports = self.experiment, self.bench.trainer.reports
-        configured = experiment.client.callbacks
+    def jobs(self, cohort: Cohort) -> list[Job]:
+        """What each participant trains on."""
+        train = self.data.train
+        return [Job(client, train, self.assignment[client].to(train.y.device)) for client in cohort.clients.tolist()]
+
+    def train(self, cohort: Cohort) -> Trained:
+        """Every participant trains honestly."""
+        experiment, reports, jobs = self.experiment, self.bench.trainer.reports, self.jobs(cohort)
+        callbacks = experiment.client.callbacks
         reports.clear()
-        updates_CD = experiment.engine.train(
-            self.bench,
+        local = LocalRound(
             self.state.global_D,
             jobs,
             experiment.client,
             self.state.round,
-            lambda: [config.build() for config in configured.values()],
+            lambda: [config.build() for config in callbacks.values()],
         )
-        told: dict[str, list[float]] = {}
-        for report in reports:
-            for label, figures in zip(configured, report, strict=True):
-                for name, value in figures.items():
-                    told.setdefault(f"client/{label}/{name}", []).append(value)
-        if metrics is not None:
-            metrics |= {name: sum(values) / len(values) for name, values in told.items()}
-        return updates_CD
+        updates_CD = experiment.engine.train(self.bench, local)
+        equal = experiment.server.weights == "equal"
+        weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
+        metrics = _averaged(callbacks, reports)
+        return Trained(cohort, jobs, updates_CD, weights_C.to(self.state.global_D), metrics)
 
-    def _protect(self, cohort: Cohort, updates_CD: Tensor, weights_C: Tensor, metrics: Metrics) -> Tensor:
+    def protect(self, trained: Trained) -> Trained:
         """What clients do to their own updates before anybody sees them, such as local differential privacy."""
+        updates_CD, weights_C, metrics = trained.updates_CD, trained.weights_C, dict(trained.metrics)
         for label, defense in self.experiment.defenses.items():
             if not defense.at_clients:
                 continue
-            acting_C = ~cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
+            acting_C = ~trained.cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
             verdict = defense.apply(updates_CD[acting_C], self.context(weights_C[acting_C]), self.state.defenses[label])
             updates_CD = updates_CD.clone()
             updates_CD[acting_C] = applied(verdict, updates_CD[acting_C])
             self.state.defenses[label] = dict(verdict.state)
             metrics |= {f"defense/{label}/{name}": value for name, value in verdict.metrics.items()}
-        return updates_CD
+        return trained._replace(updates_CD=updates_CD, metrics=metrics)
 
-    def _poison(
-        self, cohort: Cohort, jobs: list[Job], updates_CD: Tensor, weights_C: Tensor
-    ) -> tuple[Tensor, Tensor, Metrics]:
-        """Replace the malicious rows; returns the submitted updates, which rows are poisoned, and the attack's figures."""
-        attack = self.experiment.attack
-        malicious_C = cohort.malicious.to(updates_CD.device)
+    def poison(self, trained: Trained) -> Submitted:
+        """The malicious clients replace their updates, if this is a round in which they attack."""
+        attack, cohort = self.experiment.attack, trained.cohort
+        malicious_C = cohort.malicious.to(trained.updates_CD.device)
         if attack is None or not cohort.adversarial or not bool(malicious_C.any()):
-            return updates_CD, torch.zeros_like(malicious_C), {}
-        view = View(
-            knowledge=attack.knowledge,
-            visible=attack.visible_updates,
-            round=self.state.round,
-            cohort=cohort,
-            global_D=self.state.global_D.clone(),
-            previous_D=self.state.previous_D.clone(),
-            server_lr=self.experiment.server.lr,
-            classes=self.data.classes,
-            objective=attack.objective,
-            client=self.experiment.client,
-            _goal=self.goal,
-            _honest_CD=updates_CD,
-            _weights_C=weights_C,
-            _jobs=jobs,
-            _bench=self.bench,
-            _engine=self.experiment.engine,
-            _aggregator=self.experiment.aggregator,
-            _defenses=self.experiment.defenses,
-        )
-        poisoned = attack.poison(view, self.state.attack)
-        expected = (int(malicious_C.sum()), updates_CD.shape[1])
+            return Submitted(*trained[:4], torch.zeros_like(malicious_C), dict(trained.metrics))
+        # Copied before the attack is asked: whatever it writes to, the server's rows are others.
+        submitted_CD = trained.updates_CD.clone()
+        poisoned = attack.poison(self.view(trained), self.state.attack)
+        expected = (int(malicious_C.sum()), submitted_CD.shape[1])
         if poisoned.updates.shape != expected:
             raise ValueError(f"{attack.name} returned updates of shape {list(poisoned.updates.shape)}, not {expected}")
         self.state.attack = dict(poisoned.state)
-        submitted_CD = updates_CD.clone()
-        submitted_CD[malicious_C] = poisoned.updates.to(updates_CD)
-        return submitted_CD, malicious_C, {f"attack/{name}": value for name, value in poisoned.metrics.items()}
+        submitted_CD[malicious_C] = poisoned.updates.to(submitted_CD)
+        metrics = dict(trained.metrics) | {f"attack/{name}": value for name, value in poisoned.metrics.items()}
+        return Submitted(cohort, trained.jobs, submitted_CD, trained.weights_C, malicious_C, metrics)
 
-    def _defend(
-        self, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor, metrics: Metrics
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Finite rows through every defense in order; returns the surviving rows, their weights, and which survived."""
+    def view(self, trained: Trained) -> View:
+        """What the attackers of a round know.
+
+        Raises:
+            ConfigError: the experiment has no attack.
+        """
+        experiment, state, cohort = self.experiment, self.state, trained.cohort
+        if (attack := experiment.attack) is None:
+            raise ConfigError("without an attack nobody needs a view", "attack")
+        known = [
+            (job, bad)
+            for job, bad in zip(trained.jobs, cohort.malicious.tolist(), strict=True)
+            if bad or attack.knowledge == "full"
+        ]
+        services = Services(
+            bench=self.bench,
+            engine=experiment.engine,
+            round=state.round,
+            global_D=state.global_D.clone(),
+            jobs=[job for job, _ in known],
+            malicious=[bad for _, bad in known],
+            ranks=self._ranks(cohort),
+            objective=attack.objective,
+            goal=self.goal,
+            classes=self.data.classes,
+        )
+        return View(
+            knowledge=attack.knowledge,
+            visible=attack.visible_updates,
+            cohort=cohort,
+            honest_CD=trained.updates_CD,
+            weights_C=trained.weights_C,
+            previous_D=state.previous_D,
+            server_lr=experiment.server.lr,
+            client=experiment.client,
+            flat=self.shown_flat,
+            aggregator=experiment.aggregator,
+            defenses=experiment.defenses,
+            services=services,
+        )
+
+    def _ranks(self, cohort: Cohort) -> list[int]:
+        """The place of each malicious participant among all malicious clients of the population."""
+        own: list[int] = cohort.clients[cohort.malicious].tolist()
+        drawn = self.experiment.participation.malicious_clients(len(self.assignment), self.bench.seed).tolist()
+        everybody = sorted({*drawn, *own})
+        return [everybody.index(client) for client in own]
+
+    def defend(self, sent: Submitted) -> Defended:
+        """Finite rows through every defense of the server in order."""
+        updates_CD, weights_C, poisoned_C = sent.updates_CD, sent.weights_C, sent.poisoned_C
+        metrics: Metrics = {}
         keep_C = finite_rows(updates_CD)
         if not bool(keep_C.all()):
             metrics["server/non_finite"] = float((~keep_C).sum())
@@ -323,7 +414,7 @@ class Federation:
             metrics |= {f"{prefix}/{name}": value for name, value in verdict.metrics.items()}
         if any(not defense.at_clients for defense in self.experiment.defenses.values()):
             metrics |= detection(keep_C, poisoned_C, None, "defense")
-        return updates_CD[keep_C], weights_C[keep_C], keep_C
+        return Defended(updates_CD[keep_C], weights_C[keep_C], keep_C, metrics)
 
     def context(self, weights_C: Tensor) -> ServerContext:
         """What the server knows when it looks at the updates of the next round."""
@@ -342,30 +433,35 @@ class Federation:
             sample_rate=self.experiment.participation.per_round(len(self.assignment)) / len(self.assignment),
         )
 
-    def _server_step(
-        self, kept_CD: Tensor, weights_C: Tensor, keep_C: Tensor, poisoned_C: Tensor, metrics: Metrics
-    ) -> None:
-        """Aggregate what is left and move the global model; it stays where it is when nothing is left."""
-        state = self.state
+    def aggregate(self, sent: Submitted, left: Defended) -> Aggregated:
+        """The rule over what the defenses have left."""
+        if not len(left.updates_RD):
+            lost = left.metrics.get("server/non_finite") == len(left.keep_C)
+            reason = f"diverged: every update of round {self.state.round} holds NaN or Inf" if lost else None
+            return Aggregated(None, {"server/skipped": 1.0}, reason)
+        rule = self.experiment.aggregator.without(int((~left.keep_C).sum()))
+        aggregate = rule(left.updates_RD, left.weights_R)
+        metrics: Metrics = {}
+        if sent.attacked:
+            influence_R = rule.influence(left.updates_RD, left.weights_R, aggregate)
+            metrics["attack/selected"] = float(influence_R[sent.poisoned_C[left.keep_C]].sum())
+        return Aggregated(aggregate.update, metrics)
+
+    def step(self, result: Aggregated) -> None:
+        """Move the global model by the aggregate; it stays where it is when there is none."""
+        state, server = self.state, self.experiment.server
         state.previous_D = state.global_D
-        if not len(kept_CD):
-            metrics["server/skipped"] = 1.0
-            if metrics.get("server/non_finite") == len(keep_C):
-                state.stopped = f"diverged: every update of round {state.round} holds NaN or Inf"
+        state.stopped = result.stopped or state.stopped
+        if result.update_D is None:
             return
-        rule = self.experiment.aggregator.without(int((~keep_C).sum()))
-        aggregate = rule(kept_CD, weights_C)
-        if bool(poisoned_C.any()):
-            influence_C = rule.influence(kept_CD, weights_C, aggregate)
-            metrics["attack/selected"] = float(influence_C[poisoned_C[keep_C]].sum())
-        server = self.experiment.server
-        candidate_D = state.global_D + server.lr * server.direction(aggregate.update, state.server)
+        candidate_D = state.global_D + server.lr * server.direction(result.update_D, state.server)
         if not bool(torch.isfinite(candidate_D).all()):
             state.stopped = f"diverged: the global model of round {state.round} would hold NaN or Inf"
             return
         state.global_D = candidate_D
 
-    def _due(self, round: int) -> bool:
+    def due(self, round: int) -> bool:
+        """Whether the model is evaluated after a round."""
         return (round + 1) % self.experiment.evaluation.every == 0 or round + 1 == self.experiment.rounds
 
     def evaluate(self) -> Metrics:
@@ -386,19 +482,20 @@ class Federation:
         twin = self.paired.state.global_D if self.paired else self.state.global_D
         return self.state.global_D - twin
 
-    def _effect(self, jobs: list[Job], weights_C: Tensor, poisoned_C: Tensor) -> Metrics:
+    def _effect(self, sent: Submitted) -> Metrics:
         """The predicted effect of past attacks on the parameters, and the curvature along the exact one.
 
         The prediction starts from the exact effect after an adversarial round and lives on by itself until the next.
         """
         state, experiment, flat = self.state, self.experiment, self.bench.flat
+        jobs, poisoned_C = sent.jobs, sent.poisoned_C
         exact_D = self._deviation()
         if not bool(exact_D.any()):
             return {}
         figures: Metrics = {}
         plans = [self.bench.plan(job, experiment.client, state.round) for job in jobs]
         before_D = state.effect.get("predicted")
-        if bool(poisoned_C.any()) or before_D is None:
+        if sent.attacked or before_D is None:
             state.effect = {"predicted": exact_D}
         else:
             carried_CD = torch.stack(
@@ -413,7 +510,7 @@ class Federation:
                     for job, plan in zip(jobs, plans, strict=True)
                 ]
             )
-            predicted_D = predicted_effect(before_D, carried_CD, weights_C, experiment.server.lr)
+            predicted_D = predicted_effect(before_D, carried_CD, sent.weights_C, experiment.server.lr)
             state.effect = {"predicted": predicted_D}
             figures["impact/aep_predicted"] = float(predicted_D.norm())
             figures["impact/aep_cosine"] = float(torch.cosine_similarity(predicted_D, exact_D, dim=0))
@@ -460,6 +557,16 @@ class Federation:
         self.state = FederationState(**moved)
         if self.paired:
             self.paired.state = FederationState(**paired)
+
+
+def _averaged(labels: Iterable[str], reports: Iterable[Iterable[Mapping[str, float]]]) -> Metrics:
+    """What the callbacks of each fit report, averaged over the fits."""
+    told: dict[str, list[float]] = {}
+    for report in reports:
+        for label, figures in zip(labels, report, strict=True):
+            for name, value in figures.items():
+                told.setdefault(f"client/{label}/{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in told.items()}
 
 
 class _Clock:

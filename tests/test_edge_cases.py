@@ -124,7 +124,7 @@ def played(
     federation.experiment = load(federation.experiment.to_dict() | slots).model_copy(
         update={"attack": Filled(value=value, last_only=last_only)}
     )
-    federation.state = federation._initial_state()
+    federation.state = federation.initial_state()
     return federation.run()
 
 

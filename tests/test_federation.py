@@ -56,18 +56,12 @@ def with_parts(experiment: Experiment, **parts: Any) -> Federation:
 def test_a_round_without_attack_is_federated_averaging(tiny):
     federation = Federation(tiny())
     before = federation.state.global_D.clone()
-    updates = federation._train(federation_jobs(federation))
+    updates = federation.train(federation.cohort()).updates_CD
     sizes = torch.tensor([float(len(index)) for index in federation.assignment])
     report = federation.round()
     torch.testing.assert_close(federation.state.global_D, before + (sizes / sizes.sum()) @ updates)
     assert report.round == 0
     assert not any(name.startswith("attack/") for name in report.metrics)
-
-
-def federation_jobs(federation: Federation):
-    from fl_lightning.engines import Job
-
-    return [Job(c, federation.data.train, index) for c, index in enumerate(federation.assignment)]
 
 
 def test_the_server_moves_by_its_rate(tiny):

@@ -165,7 +165,7 @@ def campaign(start: Federation, image: int, arm: dict[str, Any], plan: Plan) -> 
         }
     )
     federation.goal = objective.goal(start.data, generator(base.seed, "objective", image))
-    federation.state = federation._initial_state()
+    federation.state = federation.initial_state()
     federation.state.global_D = start.state.global_D.clone()
     federation.state.previous_D = start.state.previous_D.clone()
     federation.state.round = START

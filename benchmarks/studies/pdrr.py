@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fl_lightning.config import load
 from fl_lightning.defenses import Dagmm, Defense, Err, Lfr, Pdrr, Pyod, Vae
-from fl_lightning.federation import Federation, Metrics
+from fl_lightning.federation import Defended, Federation, Metrics, Submitted
 from fl_lightning.metrics import detection
 from fl_lightning.registry import registry
 
@@ -51,26 +50,27 @@ PROBED: dict[str, Defense] = {
 class Unattacked(Federation):
     """A federation without attack, in which PDRR judges every round for every rule."""
 
-    def _defend(
-        self, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor, metrics: Metrics
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def defend(self, sent: Submitted) -> Defended:
+        updates_CD = sent.updates_CD
+        metrics: Metrics = {}
         for label, rule in RULES.items():
-            context = replace(self.context(weights_C), aggregator=registry("aggregator").build(rule))
+            context = replace(self.context(sent.weights_C), aggregator=registry("aggregator").build(rule))
             for version, defense in (("default", Pdrr()), ("printed", Pdrr(faithful=True, q=0.9))):
                 if version == "default" or self.state.round in PROBES:
                     keep_C = defense.apply(updates_CD, context, {}).keep_C
                     flagged = defense.detect(updates_CD, context.aggregator, context.generator("coordinates")).flagged
                     metrics[f"{version}/{label}/false_alarm_rate"] = float((~keep_C).double().mean())
                     metrics[f"{version}/{label}/flagged"] = float(flagged.double().mean())
-        return super()._defend(updates_CD, weights_C, poisoned_C, metrics)
+        left = super().defend(sent)
+        return left._replace(metrics=metrics | left.metrics)
 
 
 class Probed(Federation):
     """A federation in which further detectors judge the submitted updates of some rounds."""
 
-    def _defend(
-        self, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor, metrics: Metrics
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def defend(self, sent: Submitted) -> Defended:
+        updates_CD, weights_C, poisoned_C = sent.updates_CD, sent.weights_C, sent.poisoned_C
+        metrics: Metrics = {}
         metrics["undefended"] = float(self.experiment.aggregator.influence(updates_CD, weights_C)[poisoned_C].sum())
         if self.state.round in PROBES:
             for label, defense in PROBED.items():
@@ -78,7 +78,8 @@ class Probed(Federation):
                 verdict = defense.apply(updates_CD, self.context(weights_C), {})
                 metrics[f"probe/{label}/seconds"] = time.perf_counter() - begin
                 metrics |= detection(verdict.keep_C, poisoned_C, verdict.scores_C, f"probe/{label}")
-        return super()._defend(updates_CD, weights_C, poisoned_C, metrics)
+        left = super().defend(sent)
+        return left._replace(metrics=metrics | left.metrics)
 
 
 def fang(rule: str, knowledge: str) -> dict[str, Any]:

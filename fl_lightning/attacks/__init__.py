@@ -46,6 +46,7 @@ from fl_lightning.attacks._poisonedfl import PoisonedFL, poisonedfl
 from fl_lightning.attacks._projected import projected
 from fl_lightning.attacks._ray import ray, rays
 from fl_lightning.attacks._rop import Rop, rop
+from fl_lightning.attacks._services import Services
 from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._tunable import Choice, Tunable
@@ -132,6 +133,7 @@ __all__ = [
     "PoisonedFL",
     "Rop",
     "Semantic",
+    "Services",
     "Shuffle",
     "SignFlip",
     "Sinus",

@@ -60,7 +60,7 @@ class LabelFlip(Attack):
             return Poisoned(self.boost * view.train(view.dirty_samples))
         shifts: dict[str, int] = dict(state.get("shifts", {}))
         samples = []
-        for client, own in zip(view.cohort.clients[view.cohort.malicious].tolist(), view.own_samples, strict=True):
+        for client, own in zip(view.own_clients.tolist(), view.own_samples, strict=True):
             if str(client) not in shifts:
                 draw = view.generator("shift", client)
                 shifts[str(client)] = 1 + int(torch.randint(max(1, view.classes - 1), (), generator=draw))

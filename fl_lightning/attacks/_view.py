@@ -1,119 +1,228 @@
-"""The attacker's view of a round: it shows what the threat model allows and refuses everything else."""
+"""The attacker's view of a round: it holds what the threat model grants, and nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from copy import deepcopy
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal, Never
 
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator
-from fl_lightning.attacks._objectives import Goal, Objective, TargetSamples
+from fl_lightning.attacks._objectives import Objective, TargetSamples
+from fl_lightning.attacks._services import Services, Token, services_of, token_of
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import Defense
-from fl_lightning.engines import Bench, Engine, Job
 from fl_lightning.models import FlatNetwork
 from fl_lightning.participation import Cohort
-from fl_lightning.randomness import generator
 
 Knowledge = Literal["none", "partial", "full"]
 LEVELS: tuple[Knowledge, ...] = ("none", "partial", "full")
 
-T = TypeVar("T")
+LEAST: Mapping[str, Knowledge] = MappingProxyType(
+    {
+        "knowledge": "none",
+        "visible": "none",
+        "round": "none",
+        "n_clients": "none",
+        "n_malicious": "none",
+        "global_D": "none",
+        "previous_D": "none",
+        "server_lr": "none",
+        "classes": "none",
+        "objective": "none",
+        "client": "none",
+        "flat": "none",
+        "own_clients": "none",
+        "own_ranks": "none",
+        "own_updates": "none",
+        "own_weights": "none",
+        "own_samples": "none",
+        "known_updates": "none",
+        "dirty_samples": "none",
+        "dirty": "none",
+        "draw": "none",
+        "targets": "none",
+        "generator": "none",
+        "run_generator": "none",
+        "train": "none",
+        "train_one": "none",
+        "aggregator": "partial",
+        "visible_updates": "partial",
+        "cohort": "full",
+        "benign_clients": "full",
+        "benign_updates": "full",
+        "benign_weights": "full",
+        "benign_samples": "full",
+        "defenses": "full",
+    }
+)
+"""Everything public of a view, and the least knowledge that is shown it."""
 
 
 class KnowledgeError(PermissionError):
     """An attack asked for more than its threat model grants."""
 
 
-@dataclass(frozen=True, kw_only=True)
+def grants(knowledge: Knowledge, name: str) -> bool:
+    """Whether a level of knowledge is shown what has this name."""
+    return LEVELS.index(knowledge) >= LEVELS.index(LEAST[name])
+
+
 class View:
     """What the malicious clients of a round know, and what they can do.
 
     Public for every attacker are the round, the number of clients C and of malicious clients M, the server's learning
     rate, the broadcast model and the one before, and the malicious clients' own data and honest updates. Partial knowledge
     adds the aggregator and as many benign updates as the configuration makes visible; full knowledge adds all benign
-    updates and data, and the defenses.
+    updates and data, and the defenses. `LEAST` says which level is shown what.
+
+    A view holds what its level is shown, as copies that are made anew whenever they are asked for, and a token for
+    everything that only the federation can do, such as training. Asking for more raises `KnowledgeError`.
 
     Attributes:
         knowledge: what was granted.
+        visible: number of benign updates that partial knowledge makes visible.
         round: the communication round, from 0.
-        cohort: who takes part; attackers read `n_clients` and `n_malicious`.
+        n_clients: participants of this round, C.
+        n_malicious: malicious participants of this round, M.
         global_D: `[D]` the broadcast model that everybody starts from.
         previous_D: `[D]` the model broadcast before it (the same in round 0).
         server_lr: the server's learning rate.
         classes: number of classes K.
         objective: what the attack is after.
+        client: the local training settings of the federation; their callbacks with full knowledge only.
         flat: scores, losses and gradients of the architecture at any parameter vector.
-        client: the local training settings of the federation.
+        own_clients: `[M]` ids of the malicious participants, ascending.
+        own_ranks: `[M]` the place of each among all malicious clients of the population, the same in every round.
+        own_weights: `[M]` sample counts of the malicious clients.
+        aggregator: the server's rule (partial).
+        cohort: who takes part, and who of them is malicious (full).
+        benign_clients: `[C - M]` ids of the benign participants (full).
+        benign_weights: `[C - M]` their sample counts (full).
+        defenses: the server's defenses (full).
     """
+
+    __slots__ = ("_held", "_own_R", "_rows_RD", "_token")
 
     knowledge: Knowledge
     visible: int
     round: int
-    cohort: Cohort
+    n_clients: int
+    n_malicious: int
     global_D: Tensor
     previous_D: Tensor
     server_lr: float
     classes: int
     objective: Objective
     client: Client
-    _goal: Goal = field(repr=False)
-    _honest_CD: Tensor = field(repr=False)
-    _weights_C: Tensor = field(repr=False)
-    _jobs: Sequence[Job] = field(repr=False)
-    _bench: Bench = field(repr=False)
-    _engine: Engine = field(repr=False)
-    _aggregator: Aggregator = field(repr=False)
-    _defenses: Mapping[str, Defense] = field(repr=False)
+    flat: FlatNetwork
+    own_clients: Tensor
+    own_ranks: Tensor
+    own_weights: Tensor
+    aggregator: Aggregator
+    cohort: Cohort
+    benign_clients: Tensor
+    benign_weights: Tensor
+    defenses: Mapping[str, Defense]
+    _held: Mapping[str, Any]
+    _rows_RD: Tensor
+    _own_R: Tensor
+    _token: Token
 
-    def _grant(self, needed: Knowledge, what: str, value: T) -> T:
-        if LEVELS.index(self.knowledge) < LEVELS.index(needed):
-            raise KnowledgeError(f"{what} needs {needed} knowledge, the attack was granted {self.knowledge!r}")
-        return value
+    def __init__(
+        self,
+        *,
+        knowledge: Knowledge,
+        visible: int,
+        cohort: Cohort,
+        honest_CD: Tensor,
+        weights_C: Tensor,
+        previous_D: Tensor,
+        server_lr: float,
+        client: Client,
+        flat: FlatNetwork,
+        aggregator: Aggregator,
+        defenses: Mapping[str, Defense],
+        services: Services,
+    ):
+        malicious_C = cohort.malicious.to(honest_CD.device)
+        everything: dict[str, Callable[[], Any]] = {
+            "knowledge": lambda: knowledge,
+            "visible": lambda: visible,
+            "round": lambda: services.round,
+            "n_clients": lambda: len(malicious_C),
+            "n_malicious": lambda: int(malicious_C.sum()),
+            "global_D": lambda: services.global_D.clone(),
+            "previous_D": lambda: previous_D.clone(),
+            "server_lr": lambda: server_lr,
+            "classes": lambda: services.classes,
+            "objective": lambda: deepcopy(services.objective),
+            "client": lambda: deepcopy(client if grants(knowledge, "defenses") else replace(client, callbacks={})),
+            "flat": lambda: deepcopy(flat),
+            "own_clients": lambda: cohort.clients[cohort.malicious],
+            "own_ranks": lambda: torch.tensor(services.ranks),
+            "own_weights": lambda: weights_C[malicious_C],
+            "aggregator": lambda: deepcopy(aggregator),
+            "cohort": lambda: _copied(cohort),
+            "benign_clients": lambda: cohort.clients[~cohort.malicious],
+            "benign_weights": lambda: weights_C[~malicious_C],
+            "defenses": lambda: MappingProxyType(deepcopy(dict(defenses))),
+        }
+        held = {name: value() for name, value in everything.items() if grants(knowledge, name)}
+        known_C = _known(knowledge, visible, malicious_C, services)
+        # With everything known no copy is needed: the server goes on with another one.
+        rows_RD = honest_CD if bool(known_C.all()) else honest_CD[known_C]
+        object.__setattr__(self, "_held", MappingProxyType(held))
+        object.__setattr__(self, "_rows_RD", rows_RD)
+        object.__setattr__(self, "_own_R", malicious_C[known_C])
+        object.__setattr__(self, "_token", token_of(services))
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in LEAST:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name not in self._held:
+            self._require(name)
+        return _copied(self._held[name])
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"a view cannot be changed: {name}")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._held]
+
+    def __repr__(self) -> str:
+        return f"View(knowledge={self.knowledge!r}, round={self.round}, n_clients={self.n_clients})"
+
+    def _require(self, name: str) -> None:
+        if not grants(self.knowledge, name):
+            raise KnowledgeError(f"{name} needs {LEAST[name]} knowledge, the attack was granted {self.knowledge!r}")
 
     # For every attacker
 
     @property
-    def flat(self) -> FlatNetwork:
-        """The architecture and loss as functions of a parameter vector."""
-        return self._bench.flat
-
-    @property
-    def n_clients(self) -> int:
-        """Participants of this round, C."""
-        return len(self.cohort.clients)
-
-    @property
-    def n_malicious(self) -> int:
-        """Malicious participants of this round, M."""
-        return int(self.cohort.malicious.sum())
-
-    @property
     def own_updates(self) -> Tensor:
         """`[M, D]` what the malicious clients would have sent honestly."""
-        return self._honest_CD[self._rows]
-
-    @property
-    def own_weights(self) -> Tensor:
-        """`[M]` sample counts of the malicious clients."""
-        return self._weights_C[self._rows]
+        return self._rows_RD[self._own_R]
 
     @property
     def own_samples(self) -> list[Samples]:
         """Clean training samples of each malicious client."""
-        return [job.samples[job.rows] for job in self._own_jobs]
+        return services_of(self._token).samples(malicious=True)
 
     @property
     def dirty_samples(self) -> list[Samples]:
         """For each malicious client, its samples made dirty by the objective (all get the same `target_samples`)."""
-        return [self.dirty(own) for own in self.own_samples]
+        return services_of(self._token).own_dirty()
 
     def dirty(self, samples: Samples) -> Samples:
         """Samples that the attackers know, made dirty by the objective."""
-        return self.objective.dirty(samples, self._goal, self.classes)
+        return services_of(self._token).dirty(samples)
 
     def draw(self, size: int | None, generator: torch.Generator) -> Samples:
         """Clean samples drawn without replacement from all those that the attackers know.
@@ -122,14 +231,7 @@ class View:
             size: how many; None, or more than there are: all of them.
             generator: CPU generator.
         """
-        jobs = self._jobs if self.knowledge == "full" else self._own_jobs
-        ends = torch.tensor([len(job.rows) for job in jobs]).cumsum(0)
-        picked = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values
-        parts = []
-        for job, end in zip(jobs, ends.tolist(), strict=True):
-            rows = picked[(end - len(job.rows) <= picked) & (picked < end)] - (end - len(job.rows))
-            parts.append(job.samples[job.rows[rows.to(job.rows.device)]])
-        return Samples.cat(parts)
+        return services_of(self._token).draw(size, generator)
 
     @property
     def targets(self) -> Samples:
@@ -138,13 +240,17 @@ class View:
         Raises:
             KnowledgeError: for other objectives, whose success samples no attacker may see.
         """
-        if not isinstance(self.objective, TargetSamples) or self._goal.success is None:
+        if not isinstance(self.objective, TargetSamples):
             raise KnowledgeError(f"the success samples of {self.objective.name!r} are held out from every attacker")
-        return Samples(self._goal.success.x.clone(), self._goal.success.y.clone())
+        return services_of(self._token).targets()
 
     def generator(self, purpose: str, *keys: int) -> torch.Generator:
         """Fresh random numbers of the attack for a purpose, keyed by seed and round."""
-        return generator(self._bench.seed, f"attack {purpose}", self.round, *keys)
+        return services_of(self._token).generator(purpose, *keys)
+
+    def run_generator(self, purpose: str, *keys: int) -> torch.Generator:
+        """Fresh random numbers of the attack for a purpose, keyed by the seed alone: the same in every round."""
+        return services_of(self._token).run_generator(purpose, *keys)
 
     def train(
         self,
@@ -164,8 +270,8 @@ class View:
         Returns:
             `[M, D]` trained models minus the start.
         """
-        clients = [job.client for job in self._own_jobs]
-        return self._fit(clients, samples, client or self.client, callbacks, start_D)
+        clients: list[int] = self.own_clients.tolist()
+        return services_of(self._token).train(clients, samples, client or self.client, callbacks, start_D)
 
     def train_one(self, samples: Samples, client: Client | None = None, start_D: Tensor | None = None) -> Tensor:
         """Train one model for all malicious clients, as the first of them; see `train`.
@@ -173,74 +279,51 @@ class View:
         Returns:
             `[D]` trained model minus the start.
         """
-        return self._fit([self._own_jobs[0].client], [samples], client or self.client, list, start_D)[0]
-
-    def _fit(
-        self,
-        clients: Sequence[int],
-        samples: Sequence[Samples],
-        settings: Client,
-        callbacks: Callable[[], list[Callback]],
-        start_D: Tensor | None,
-    ) -> Tensor:
-        jobs = [
-            Job(client, own, torch.arange(len(own), device=own.y.device))
-            for client, own in zip(clients, samples, strict=True)
-        ]
-        start_D = self.global_D if start_D is None else start_D
-        return self._engine.train(self._bench, start_D, jobs, settings, self.round, callbacks)
+        first: list[int] = self.own_clients[:1].tolist()
+        return services_of(self._token).train(first, [samples], client or self.client, list, start_D)[0]
 
     # With partial knowledge
 
     @property
-    def aggregator(self) -> Aggregator:
-        """The server's rule."""
-        return self._grant("partial", "the aggregator", self._aggregator)
-
-    @property
     def visible_updates(self) -> Tensor:
         """`[V, D]` benign updates that the threat model makes visible: all of them with full knowledge."""
-        benign = self._grant("partial", "a benign update", self._honest_CD[~self._rows])
-        if self.knowledge == "full":
-            return benign
-        order = torch.randperm(len(benign), generator=self.generator("visible"))[: self.visible]
-        return benign[order.sort().values.to(benign.device)]
+        self._require("visible_updates")
+        return self._rows_RD[~self._own_R]
 
     @property
     def known_updates(self) -> Tensor:
         """`[H, D]` every honest update that the attackers know: their own first, then the visible benign ones."""
-        if self.knowledge == "none":
-            return self.own_updates
-        return torch.cat([self.own_updates, self.visible_updates])
+        return torch.cat([self.own_updates, self._rows_RD[~self._own_R]])
 
     # With full knowledge
 
     @property
     def benign_updates(self) -> Tensor:
         """`[C - M, D]` the benign clients' updates."""
-        return self._grant("full", "all benign updates", self._honest_CD[~self._rows])
-
-    @property
-    def benign_weights(self) -> Tensor:
-        """`[C - M]` sample counts of the benign clients."""
-        return self._grant("full", "the benign clients' weights", self._weights_C[~self._rows])
+        self._require("benign_updates")
+        return self._rows_RD[~self._own_R]
 
     @property
     def benign_samples(self) -> list[Samples]:
         """Training samples of each benign client."""
-        bad = self.cohort.malicious.tolist()
-        jobs = [job for job, malicious in zip(self._jobs, bad, strict=True) if not malicious]
-        return self._grant("full", "benign data", [job.samples[job.rows] for job in jobs])
+        self._require("benign_samples")
+        return services_of(self._token).samples(malicious=False)
 
-    @property
-    def defenses(self) -> Mapping[str, Defense]:
-        """The server's defenses."""
-        return self._grant("full", "the defenses", self._defenses)
 
-    @property
-    def _rows(self) -> Tensor:
-        return self.cohort.malicious.to(self._honest_CD.device)
+def _known(knowledge: Knowledge, visible: int, malicious_C: Tensor, services: Services) -> Tensor:
+    """`[C]` bool, whose updates a level of knowledge is shown; partial knowledge draws `visible` benign ones each round."""
+    if knowledge == "full":
+        return torch.ones_like(malicious_C)
+    known_C = malicious_C.clone()
+    if knowledge == "partial":
+        benign = torch.nonzero(~malicious_C).flatten()
+        order = torch.randperm(len(benign), generator=services.generator("visible"))[:visible]
+        known_C[benign[order.to(benign.device)]] = True
+    return known_C
 
-    @property
-    def _own_jobs(self) -> list[Job]:
-        return [job for job, bad in zip(self._jobs, self.cohort.malicious.tolist(), strict=True) if bad]
+
+def _copied(value: Any) -> Any:
+    """Tensors, and cohorts of them, that may be written to; everything else cannot be."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return Cohort(*map(_copied, value)) if isinstance(value, Cohort) else value

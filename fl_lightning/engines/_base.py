@@ -50,6 +50,25 @@ class Bench:
         return generator(self.seed, "local", round, job.client)
 
 
+@dataclass(frozen=True)
+class LocalRound:
+    """The local training of one round: from where, who, how.
+
+    Attributes:
+        start_D: `[D]` the model that all start from.
+        jobs: n clients with at least one sample each.
+        client: local epochs, batch size, optimizer.
+        round: communication round, keys the random numbers.
+        callbacks: makes the Lightning callbacks of one fit.
+    """
+
+    start_D: Tensor
+    jobs: Sequence[Job]
+    client: Client
+    round: int
+    callbacks: Callable[[], list[Callback]] = list
+
+
 class Engine(Component, ABC):
     """A way to train the clients of a round; every engine gives the same numbers."""
 
@@ -57,25 +76,13 @@ class Engine(Component, ABC):
         """Raise a ConfigError where something that the engine needs is not there."""
 
     @abstractmethod
-    def train(
-        self,
-        bench: Bench,
-        global_D: Tensor,
-        jobs: Sequence[Job],
-        client: Client,
-        round: int,
-        callbacks: Callable[[], list[Callback]],
-    ) -> Tensor:
-        """Train every job from `global_D`.
+    def train(self, bench: Bench, local: LocalRound) -> Tensor:
+        """Train every job from the same start.
 
         Args:
             bench: architecture, Trainer and seed.
-            global_D: `[D]` the model that all start from.
-            jobs: n clients with at least one sample each.
-            client: local epochs, batch size, optimizer.
-            round: communication round, keys the random numbers.
-            callbacks: makes the Lightning callbacks of one fit.
+            local: start, clients, settings, round and callbacks.
 
         Returns:
-            `[n, D]` updates: local model minus global model.
+            `[n, D]` updates: local model minus start.
         """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
-from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._trainer import Reports, SharedTrainer
 from fl_lightning.engines._vectorized import Vectorized
 from fl_lightning.errors import ConfigError
@@ -69,20 +69,13 @@ class Ray(Engine):
         if cluster.in_task():
             raise ConfigError("a trial that is a Ray task itself trains by vectorized or sequential, got ray")
 
-    def train(
-        self,
-        bench: Bench,
-        global_D: Tensor,
-        jobs: Sequence[Job],
-        client: Client,
-        round: int,
-        callbacks: Callable[[], list[Callback]],
-    ) -> Tensor:
+    def train(self, bench: Bench, local: LocalRound) -> Tensor:
         """One shard of the clients a worker; see `Engine.train`."""
-        updates_CD = global_D.new_empty(len(jobs), len(global_D))
+        start_D, jobs = local.start_D, local.jobs
+        updates_CD = start_D.new_empty(len(jobs), len(start_D))
         crew = _crew(self)
-        orders = _Orders(_numpy(global_D), client, round, _packed(callbacks()))
-        shards = evenly([1 if client.steps else len(job.rows) for job in jobs], crew.size)
+        orders = _Orders(_numpy(start_D), local.client, local.round, _packed(local.callbacks()))
+        shards = evenly([1 if local.client.steps else len(job.rows) for job in jobs], crew.size)
         reports: dict[int, Reports] = {}
 
         def take(number: int, answer: "_Answer") -> None:
@@ -115,7 +108,7 @@ def evenly(sizes: Sequence[int], parts: int) -> list[list[int]]:
 class _Orders(NamedTuple):
     """What all workers are told in a round."""
 
-    global_D: "np.ndarray[Any, Any]"
+    start_D: "np.ndarray[Any, Any]"
     client: Client
     round: int
     callbacks: bytes
@@ -174,9 +167,8 @@ class _Worker:
         ]
         watching: list[Callback] = _unpacked(orders.callbacks)
         bench.trainer.reports.clear()
-        updates_CD = self.engine.train(
-            bench, here(orders.global_D), jobs, orders.client, orders.round, lambda: deepcopy(watching)
-        )
+        local = LocalRound(here(orders.start_D), jobs, orders.client, orders.round, lambda: deepcopy(watching))
+        updates_CD = self.engine.train(bench, local)
         return _Answer(_numpy(updates_CD), list(bench.trainer.reports))
 
     def _bench(self, reference: Any) -> Bench:

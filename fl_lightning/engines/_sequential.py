@@ -1,15 +1,14 @@
 """One client after the other: the plain reference for every other engine."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
-from fl_lightning.clients import Client, ClientModule
+from fl_lightning.clients import ClientModule
 from fl_lightning.data import Samples
-from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._base import Bench, Engine, LocalRound
 from fl_lightning.registry import component
 
 
@@ -33,25 +32,16 @@ class Sequential(Engine):
 
     name: ClassVar[str] = "sequential"
 
-    def train(
-        self,
-        bench: Bench,
-        global_D: Tensor,
-        jobs: Sequence[Job],
-        client: Client,
-        round: int,
-        callbacks: Callable[[], list[Callback]],
-    ) -> Tensor:
+    def train(self, bench: Bench, local: LocalRound) -> Tensor:
         """One fit a client; see `Engine.train`."""
-        updates_CD = global_D.new_empty(len(jobs), len(global_D))
-        if global_D.device.type == "cpu":  # pooling is several times faster
+        start_D, optimizer = local.start_D, local.client.optimizer.at(local.round)
+        updates_CD = start_D.new_empty(len(local.jobs), len(start_D))
+        if start_D.device.type == "cpu":  # pooling is several times faster
             bench.flat.network.to(memory_format=torch.channels_last)
-        for job, row_D in zip(jobs, updates_CD, strict=True):
-            bench.flat.load_(global_D)
-            watching = callbacks()
-            module = ClientModule(
-                bench.flat, client.optimizer.at(round), bench.generator(job, round), watched=bool(watching)
-            )
-            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, client, round)), watching)
-            torch.sub(bench.flat.vector(), global_D, out=row_D)
+        for job, row_D in zip(local.jobs, updates_CD, strict=True):
+            bench.flat.load_(start_D)
+            watching = local.callbacks()
+            module = ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
+            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, local.client, local.round)), watching)
+            torch.sub(bench.flat.vector(), start_D, out=row_D)
         return updates_CD

@@ -1,7 +1,7 @@
 """All clients of a round in lock step: one fit of a stacked module instead of one fit a client."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from fl_lightning.clients import Client, ClientCohort, LockStep, loops_over_clients
 from fl_lightning.data import Samples
-from fl_lightning.engines._base import Bench, Engine, Job
+from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.models import FlatNetwork
 from fl_lightning.registry import component
@@ -41,32 +41,25 @@ class Vectorized(Engine):
     name: ClassVar[str] = "vectorized"
     max_clients_in_flight: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
-    def train(
-        self,
-        bench: Bench,
-        global_D: Tensor,
-        jobs: Sequence[Job],
-        client: Client,
-        round: int,
-        callbacks: Callable[[], list[Callback]],
-    ) -> Tensor:
+    def train(self, bench: Bench, local: LocalRound) -> Tensor:
         """One fit a chunk of clients; see `Engine.train`."""
-        watching = callbacks()
+        start_D, jobs, client = local.start_D, local.jobs, local.client
+        watching = local.callbacks()
         if reason := unstackable(bench.flat.network, client, watching):
             _say_once(reason)
-            return Sequential().train(bench, global_D, jobs, client, round, callbacks)
-        plans = [bench.plan(job, client, round) for job in jobs]
+            return Sequential().train(bench, local)
+        plans = [bench.plan(job, client, local.round) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda i: -len(plans[i]))
-        updates_CD = global_D.new_empty(len(jobs), len(global_D))
+        updates_CD = start_D.new_empty(len(jobs), len(start_D))
         for chunk, rows_cD in zip(*self._chunks(order, updates_CD, bench.flat, jobs, client), strict=True):
             samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
             batches = LockStep(samples, chunk_plans)
-            generators = [bench.generator(jobs[i], round) for i in chunk]
+            generators = [bench.generator(jobs[i], local.round) for i in chunk]
             cohort = ClientCohort(
-                bench.flat, client.optimizer.at(round), generators, global_D, batches, watched=bool(watching)
+                bench.flat, client.optimizer.at(local.round), generators, start_D, batches, watched=bool(watching)
             )
-            bench.trainer.fit(cohort, batches, callbacks())
-            cohort.write_updates(rows_cD, global_D)
+            bench.trainer.fit(cohort, batches, local.callbacks())
+            cohort.write_updates(rows_cD, start_D)
         if order == sorted(order):
             return updates_CD
         return updates_CD[torch.tensor(order, device=updates_CD.device).argsort()]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
+
 from fl_lightning.registry import Component, name_of
 
 
@@ -39,3 +41,16 @@ def configuration_round_trips(component: Component, *_: Any) -> None:
     require(type(component)(**values) == component, f"{values} builds another component")
     names = {field.name for field in fields(component)}
     require(set(values) == names, f"to_dict() has {sorted(values)}, the component has {sorted(names)}")
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two values are equal in structure and in every number; NaN equals NaN."""
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape):
+            return False
+        return bool(((first == second) | (first.isnan() & second.isnan())).all())
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)

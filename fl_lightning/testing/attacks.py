@@ -26,13 +26,12 @@ from fl_lightning.aggregators import Aggregator, Mean, Median
 from fl_lightning.attacks import Attack, Choice, Tunable
 from fl_lightning.attacks._view import LEVELS
 from fl_lightning.config import load
-from fl_lightning.engines import Job
 from fl_lightning.errors import ConfigError
-from fl_lightning.federation import Federation
+from fl_lightning.federation import Federation, Trained
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
 from fl_lightning.registry import registry
-from fl_lightning.testing._checks import configuration_round_trips, require, run_all
+from fl_lightning.testing._checks import configuration_round_trips, require, run_all, same
 
 CLIENTS = 8
 ORDER = (1, 4, 6, 0, 2, 3, 5, 7)
@@ -92,8 +91,8 @@ def check_honest_at_zero(attack: Attack) -> None:
 
 
 @cache
-def scene() -> tuple[Federation, list[Job], Tensor]:
-    """A federation without an attack, its clients, and their honest updates in the first round."""
+def scene() -> tuple[Federation, Trained]:
+    """A federation without an attack, and what its clients train in the first round."""
     federation = Federation(
         load(
             {
@@ -104,8 +103,7 @@ def scene() -> tuple[Federation, list[Job], Tensor]:
             }
         )
     )
-    jobs = [Job(client, federation.data.train, federation._index(client)) for client in range(CLIENTS)]
-    return federation, jobs, federation._train(jobs)
+    return federation, federation.train(cohort(0))
 
 
 def cohort(n_malicious: int, adversarial: bool = True) -> Cohort:
@@ -134,13 +132,13 @@ def play(
         before: the round before, after which the server has moved.
         other_world: give the benign clients other updates, data and sample counts.
     """
-    base, jobs, honest_CD = scene()
+    base, trained = scene()
     federation = copy(base)
     rule = aggregator or Mean()
     federation.experiment = base.experiment.model_copy(update={"attack": attack, "aggregator": rule})
     federation.goal = attack.objective.goal(base.data, generator(0, "objective"))
-    federation.state = federation._initial_state()
-    honest_CD = honest_CD.clone()
+    federation.state = federation.initial_state()
+    jobs, honest_CD = trained.jobs, trained.updates_CD.clone()
     cast = cohort(n_malicious, adversarial)
     malicious_C = cast.malicious.to(honest_CD.device)
     weights_C = torch.arange(CLIENTS, dtype=honest_CD.dtype, device=honest_CD.device) + 20
@@ -156,8 +154,9 @@ def play(
         benign = [job for job, bad in zip(jobs, cast.malicious.tolist(), strict=True) if not bad]
         swapped = {job.client: job._replace(rows=other.rows) for job, other in zip(benign, benign[::-1], strict=True)}
         jobs = [swapped.get(job.client, job) for job in jobs]
-    submitted_CD, poisoned_C, metrics = federation._poison(cast, jobs, honest_CD, weights_C)
-    return Round(honest_CD, submitted_CD, malicious_C, poisoned_C, metrics, dict(federation.state.attack), federation)
+    sent = federation.poison(Trained(cast, jobs, honest_CD, weights_C))
+    state = dict(federation.state.attack)
+    return Round(honest_CD, sent.updates_CD, malicious_C, sent.poisoned_C, sent.metrics, state, federation)
 
 
 def search_ranges_are_valid(attack: Attack) -> None:
@@ -182,7 +181,8 @@ def search_ranges_are_valid(attack: Attack) -> None:
 
 def only_malicious_rows_change(attack: Attack) -> None:
     """Malicious rows change and are finite; benign rows, honest updates and global model keep every bit."""
-    base, _, expected_CD = scene()
+    base, trained = scene()
+    expected_CD = trained.updates_CD
     played = play(attack)
     require(torch.equal(played.honest_CD, expected_CD), "the honest updates were modified in place")
     require(torch.equal(played.federation.state.global_D, base.initial_D), "the global model was modified in place")
@@ -282,19 +282,6 @@ def metrics_are_numbers(attack: Attack) -> None:
 def finite(attack: Attack, updates_CD: Tensor) -> bool:
     """Whether updates hold neither NaN nor Inf, unless these are what the attack is about."""
     return not getattr(attack, "finite", True) or bool(updates_CD.isfinite().all())
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two states are equal in structure and in every number; NaN equals NaN."""
-    if isinstance(first, Tensor) or isinstance(second, Tensor):
-        if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape):
-            return False
-        return bool(((first == second) | (first.isnan() & second.isnan())).all())
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second)
 
 
 ATTACK_CHECKS: dict[str, Callable[[Attack], None]] = {

@@ -1,6 +1,7 @@
 """Attacks: what all of them promise, the threat model, and the simple attacks."""
 
 import re
+import sys
 from math import erf, sqrt
 from typing import ClassVar
 
@@ -135,12 +136,13 @@ class Idle(Attack):
 
 @component
 class Spy(Attack):
-    """Reads the view's private rows behind the threat model's back."""
+    """Reads the server's rows behind the threat model's back: no view leads to them, but the caller's frame does."""
 
     name: ClassVar[str] = "spy"
 
     def poison(self, view, state):
-        return Poisoned(-view._honest_CD.mean(0).repeat(view.n_malicious, 1))
+        honest_CD = sys._getframe(1).f_locals["trained"].updates_CD
+        return Poisoned(-honest_CD.mean(0).repeat(view.n_malicious, 1))
 
 
 @component
@@ -158,7 +160,7 @@ class InPlace(Attack):
     name: ClassVar[str] = "in_place"
 
     def poison(self, view, state):
-        view._honest_CD.mul_(2)
+        sys._getframe(1).f_locals["trained"].updates_CD.mul_(2)
         return Poisoned(-view.own_updates)
 
 

@@ -183,8 +183,8 @@ def test_with_the_benign_updates_known_the_mean_becomes_what_the_attackers_train
     engine, fits = type(federation.experiment.engine), []
     train = engine.train
 
-    def spy(self, bench, start_D, *rest):
-        fits.append((start_D, train(self, bench, start_D, *rest)))
+    def spy(self, bench, local):
+        fits.append((local.start_D, train(self, bench, local)))
         return fits[-1][1]
 
     monkeypatch.setattr(engine, "train", spy)

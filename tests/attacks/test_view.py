@@ -1,6 +1,7 @@
 """The threat model: every level of knowledge sees what it is granted, and nothing that can be written to."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,28 +9,13 @@ import torch
 from torch import Tensor
 
 from fl_lightning.attacks import Attack, Knowledge, KnowledgeError, LabelMap, Poisoned, TargetSamples, View
+from fl_lightning.attacks._view import LEAST, LEVELS
 from fl_lightning.config import Experiment
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.federation import Federation
+from fl_lightning.federation import Federation, Trained
 from fl_lightning.registry import component
-
-LEVELS: tuple[Knowledge, ...] = ("none", "partial", "full")
-
-# What needs which knowledge; everything else is public.
-NEEDS: dict[str, Knowledge] = {
-    "aggregator": "partial",
-    "visible_updates": "partial",
-    "benign_updates": "full",
-    "benign_weights": "full",
-    "benign_samples": "full",
-    "defenses": "full",
-}
-PUBLIC = {
-    "knowledge", "visible", "round", "cohort", "global_D", "previous_D", "server_lr", "classes", "objective", "client",
-    "flat", "n_clients", "n_malicious", "own_updates", "own_weights", "own_samples", "dirty_samples", "known_updates",
-    "dirty", "draw", "generator", "train", "train_one", "targets",
-}  # fmt: skip
+from fl_lightning.testing.views import VIEW_CHECKS
 
 
 @component
@@ -65,24 +51,75 @@ def view_of(tiny: Callable[..., Experiment]) -> Callable[..., View]:
 # --- knowledge ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_public_name_of_the_view_is_accounted_for():
-    names = {name for name in dir(View) if not name.startswith("_")} | {
-        name for name in View.__dataclass_fields__ if not name.startswith("_")
-    }
-    assert names == PUBLIC | set(NEEDS), "decide which knowledge a new property needs, and list it here"
+@pytest.mark.parametrize("check", VIEW_CHECKS.values(), ids=VIEW_CHECKS)
+def test_the_view_keeps_what_it_must_not_tell(check: Any):
+    check(Federation)
+
+
+class LeakyView(View):
+    """A view with room for more."""
+
+    __slots__ = ("more",)
+
+
+def with_more(view: View, more: Any) -> View:
+    made = object.__new__(LeakyView)
+    for name in View.__slots__:
+        object.__setattr__(made, name, getattr(view, name))
+    object.__setattr__(made, "more", more)
+    return made
+
+
+def leaky(leak: Callable[[Federation, Trained], Any]) -> type[Federation]:
+    """A federation whose views hold something that they should not."""
+
+    class Leaky(Federation):
+        def view(self, trained: Trained) -> View:
+            return with_more(super().view(trained), leak(self, trained))
+
+    return Leaky
+
+
+LEAKS: dict[str, Callable[[Federation, Trained], Any]] = {
+    "rows": lambda federation, trained: {"deep": [(trained.updates_CD,)]},
+    "a copy of rows": lambda federation, trained: trained.updates_CD.clone(),
+    "local models": lambda federation, trained: federation.state.global_D + trained.updates_CD,
+    "closure": lambda federation, trained: lambda: trained.updates_CD,
+    "bound method": lambda federation, trained: federation.defend,
+    "partial": lambda federation, trained: partial(print, federation.experiment.aggregator),
+    "defenses": lambda federation, trained: federation.experiment.defenses,
+    "callbacks": lambda federation, trained: federation.experiment.client,
+    "mask": lambda federation, trained: trained.cohort.malicious.clone(),
+    "mask as a list": lambda federation, trained: trained.cohort.malicious.tolist(),
+    "jobs": lambda federation, trained: trained.jobs,
+    "success samples": lambda federation, trained: federation.goal.clean.x[:1].clone(),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_a_leaky_view_is_found_out(leak: Any):
+    with pytest.raises(AssertionError, match="none knowledge reaches"):
+        VIEW_CHECKS["nothing_hidden_is_reached"](leaky(leak))
+
+
+def test_a_view_that_shows_the_server_its_own_tensors_is_found_out():
+    class Lent(Federation):
+        def view(self, trained: Trained) -> View:
+            return with_more(super().view(trained), self.data.train)
+
+    with pytest.raises(AssertionError, match="writing changes what reached the server"):
+        VIEW_CHECKS["writing_changes_nothing"](Lent)
 
 
 @pytest.mark.parametrize("knowledge", LEVELS)
-@pytest.mark.parametrize("name", sorted(NEEDS))
+@pytest.mark.parametrize("name", sorted(name for name, least in LEAST.items() if least != "none"))
 def test_asking_for_more_than_granted(view_of: Callable[..., View], name: str, knowledge: Knowledge):
     view = view_of(knowledge)
-    if LEVELS.index(knowledge) >= LEVELS.index(NEEDS[name]):
+    if LEVELS.index(knowledge) >= LEVELS.index(LEAST[name]):
         getattr(view, name)
         return
-    with pytest.raises(KnowledgeError) as caught:
+    with pytest.raises(KnowledgeError, match=f"^{name} needs {LEAST[name]} knowledge, .* granted '{knowledge}'"):
         getattr(view, name)
-    assert NEEDS[name] in str(caught.value)
-    assert f"'{knowledge}'" in str(caught.value)
 
 
 @pytest.mark.parametrize("knowledge", LEVELS)
@@ -116,8 +153,9 @@ def test_partial_knowledge_sees_as_many_benign_updates_as_granted(view_of: Calla
 
 def test_samples_are_those_of_the_clients(view_of: Callable[..., View]):
     view = view_of("full")
-    bad = set(view.cohort.clients[view.cohort.malicious].tolist())
-    assert len(bad) == 2
+    assert len(view.own_clients) == 2
+    assert torch.equal(view.own_clients, view.cohort.clients[view.cohort.malicious])
+    assert torch.equal(view.benign_clients, view.cohort.clients[~view.cohort.malicious])
     own = {row.numpy().tobytes() for part in view.own_samples for row in part.x}
     benign = {row.numpy().tobytes() for part in view.benign_samples for row in part.x}
     assert len(view.benign_samples) == 3
@@ -210,12 +248,44 @@ def test_scribbling_over_everything_shown_changes_nothing(
     assert ends[0][1:] == ends[1][1:]
 
 
-def test_views_never_alias_the_rows_of_the_round(view_of: Callable[..., View]):
+def test_a_view_shows_copies_and_cannot_be_changed(view_of: Callable[..., View]):
     view = view_of("full", objective=TargetSamples(count=2))
-    server = storages([view._honest_CD, view._weights_C, view._jobs[0].samples])
-    shown = [view.own_updates, view.benign_updates, view.visible_updates, view.known_updates, view.own_weights]
-    shown += [view.benign_weights, view.own_samples, view.benign_samples]
-    assert not storages(shown) & server
+    for name in (
+        "own_updates",
+        "benign_updates",
+        "known_updates",
+        "own_weights",
+        "benign_weights",
+        "global_D",
+        "targets",
+    ):
+        assert not storages(getattr(view, name)) & storages(getattr(view, name)), name
+    view.cohort.malicious[:] = True
+    assert view.n_malicious == int(view.cohort.malicious.sum()) == len(view.own_updates)
+    with pytest.raises(TypeError):
+        view.defenses["another"] = None  # type: ignore[index]
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        view.knowledge = "full"
+    with pytest.raises(AttributeError, match="no attribute 'benign_update'"):
+        _ = view.benign_update
+
+
+def test_full_knowledge_costs_no_copy_of_the_rows(tiny: Callable[..., Experiment]):
+    attack = Spy(knowledge="full")
+    federation = Federation(tiny().model_copy(update={"attack": attack}))
+    trained = federation.train(federation.cohort())
+    assert storages(federation.view(trained)._rows_RD) == storages(trained.updates_CD)
+    assert not storages(federation.poison(trained).updates_CD) & storages(trained.updates_CD)
+
+
+def test_ranks_count_the_malicious_clients_of_the_population(tiny: Callable[..., Experiment]):
+    participation = {"name": "k_of_n", "k": 3, "malicious": 4}
+    federation = Federation(tiny(participation=participation).model_copy(update={"attack": Spy()}))
+    everybody = federation.experiment.participation.malicious_clients(5, federation.bench.seed).tolist()
+    for round in range(3):
+        federation.state.round = round
+        view = federation.view(federation.train(federation.cohort()))
+        assert [everybody[rank] for rank in view.own_ranks.tolist()] == view.own_clients.tolist()
 
 
 # --- training ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from fl_lightning.attacks import LabelFlip, ModelReplacement, Trigger
 from fl_lightning.clients import Adam, Sgd
 from fl_lightning.config import Experiment, dump, experiment_names, load, parse_bound
 from fl_lightning.data import Digits, Mnist
-from fl_lightning.engines import Job
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.models import Mlp
@@ -391,9 +390,9 @@ def test_clients_weigh_by_samples_unless_all_are_to_count_the_same(tiny):
         Federation(tiny(rounds=1, partition=sizes, attack=None, server={"weights": weights}))
         for weights in ("samples", "equal")
     )
-    jobs = [Job(client, equal.data.train, equal._index(client)) for client in range(5)]
-    updates_CD = equal._train(jobs)
-    counts_C = torch.tensor([float(len(job.rows)) for job in jobs])
+    trained = equal.train(equal.cohort())
+    updates_CD = trained.updates_CD
+    counts_C = torch.tensor([float(len(job.rows)) for job in trained.jobs])
     assert counts_C.std() > 0
     torch.testing.assert_close(equal.run().global_D, equal.initial_D + updates_CD.mean(0))
     share_C = counts_C / counts_C.sum()

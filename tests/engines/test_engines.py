@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fl_lightning.clients import Client, Sgd, batch_plan
 from fl_lightning.config import load
 from fl_lightning.data import Samples
-from fl_lightning.engines import Bench, Engine, Job, Sequential, SharedTrainer, TrainerSettings, Vectorized
+from fl_lightning.engines import Bench, Engine, Job, LocalRound, Sequential, SharedTrainer, TrainerSettings, Vectorized
 from fl_lightning.engines._vectorized import unstackable
 from fl_lightning.federation import Federation
 from fl_lightning.models import FlatNetwork, draw_masks
@@ -147,12 +147,12 @@ def test_every_fit_of_the_shared_trainer_does_all_its_steps():
     start = own.flat.vector()
     for round in range(3):
         Counter.steps = 0
-        updates = Sequential().train(own, start, jobs, client, round, lambda: [Counter()])
+        updates = Sequential().train(own, LocalRound(start, jobs, client, round, lambda: [Counter()]))
         start = start + updates.mean(0)
         assert Counter.steps == 2 * (4 + 3 + 1)
         assert bool((updates.norm(dim=1) > 1e-6).all())
     Counter.steps = 0
-    Vectorized(max_clients_in_flight=2).train(own, start, jobs, client, 3, lambda: [Counter()])
+    Vectorized(max_clients_in_flight=2).train(own, LocalRound(start, jobs, client, 3, lambda: [Counter()]))
     assert Counter.steps == 2 * 4 + 2 * 1  # two cohorts, each as long as its longest client
 
 
@@ -173,7 +173,7 @@ def test_vectorized_equals_sequential(sizes, batch_size, epochs, in_flight, opti
     ).client
     start = own.flat.vector()
     engines: list[Engine] = [Sequential(), Vectorized(max_clients_in_flight=in_flight)]
-    one, other = (engine.train(own, start, jobs, client, 1, list) for engine in engines)
+    one, other = (engine.train(own, LocalRound(start, jobs, client, 1)) for engine in engines)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
@@ -182,16 +182,16 @@ def test_samples_of_an_attacker_and_of_others_train_in_one_cohort():
     poisoned = Samples(jobs[0].samples.x * 2, (jobs[0].samples.y + 1) % 3)
     mixed = [jobs[0], jobs[1]._replace(samples=poisoned)]
     client, start = Client(batch_size=5), own.flat.vector()
-    one, other = (engine.train(own, start, mixed, client, 0, list) for engine in (Sequential(), Vectorized()))
+    one, other = (engine.train(own, LocalRound(start, mixed, client, 0)) for engine in (Sequential(), Vectorized()))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-    assert float((one - Vectorized().train(own, start, jobs, client, 0, list)).abs().max()) > 1e-3
+    assert float((one - Vectorized().train(own, LocalRound(start, jobs, client, 0))).abs().max()) > 1e-3
 
 
 def test_the_generator_of_a_client_does_not_depend_on_the_others():
     own, jobs, client = bench(), jobs_of([9, 14, 11]), Client(batch_size=4)
     start = own.flat.vector()
-    together = Vectorized().train(own, start, jobs, client, 2, list)
-    alone = Vectorized().train(own, start, jobs[1:2], client, 2, list)
+    together = Vectorized().train(own, LocalRound(start, jobs, client, 2))
+    alone = Vectorized().train(own, LocalRound(start, jobs[1:2], client, 2))
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-12)
 
 
@@ -202,9 +202,9 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said_once(caplog: pyte
     own, jobs, client = bench(), jobs_of([10, 12]), Client(batch_size=4)
     start = own.flat.vector()
     with caplog.at_level(logging.WARNING, "fl_lightning"):
-        one = Vectorized().train(own, start, jobs, client, 0, lambda: [Alone()])
-        Vectorized().train(own, start, jobs, client, 1, lambda: [Alone()])
-    torch.testing.assert_close(one, Sequential().train(own, start, jobs, client, 0, list))
+        one = Vectorized().train(own, LocalRound(start, jobs, client, 0, lambda: [Alone()]))
+        Vectorized().train(own, LocalRound(start, jobs, client, 1, lambda: [Alone()]))
+    torch.testing.assert_close(one, Sequential().train(own, LocalRound(start, jobs, client, 0)))
     assert [record.message for record in caplog.records if "Alone" in record.message] == [
         "engine vectorized trains these clients one by one: the callback Alone works on one client at a time"
     ]
@@ -215,8 +215,8 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said_once(caplog: pyte
 def test_one_step_is_no_longer_than_the_clipped_gradient_allows(engine: Engine):
     own, jobs = bench(), jobs_of([20, 20])
     start = own.flat.vector()
-    free = engine.train(own, start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5)), 0, list)
-    clipped = engine.train(own, start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5, max_grad_norm=0.01)), 0, list)
+    free = engine.train(own, LocalRound(start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5)), 0))
+    clipped = engine.train(own, LocalRound(start, jobs, Client(steps=1, optimizer=Sgd(lr=0.5, max_grad_norm=0.01)), 0))
     torch.testing.assert_close(clipped.norm(dim=1), torch.full((2,), 0.005, dtype=torch.float64), rtol=1e-3, atol=0)
     torch.testing.assert_close(torch.cosine_similarity(free, clipped), torch.ones(2, dtype=torch.float64))
     assert bool((free.norm(dim=1) > 0.02).all())
@@ -226,7 +226,7 @@ def test_the_learning_rate_decays_by_communication_rounds():
     own, jobs = bench(), jobs_of([20])
     start = own.flat.vector()
     client = Client(steps=1, batch_size=20, optimizer=Sgd(lr=0.5, decay=0.5))  # one full batch: the same in every round
-    first, third = (Vectorized().train(own, start, jobs, client, round, list) for round in (0, 2))
+    first, third = (Vectorized().train(own, LocalRound(start, jobs, client, round)) for round in (0, 2))
     torch.testing.assert_close(third, first / 4)
 
 

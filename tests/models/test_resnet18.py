@@ -6,7 +6,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from fl_lightning.config import load
-from fl_lightning.engines import Job
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.models import FrozenNorm2d, Resnet18
@@ -63,8 +62,9 @@ def test_stacked_clients_get_the_same_numbers(model):
 @pytest.mark.filterwarnings("ignore")
 def test_batch_norm_trains_and_the_order_of_clients_does_not_matter(buffers):
     made = federation({"norm": "batch", "buffers": buffers})
-    jobs = [Job(client, made.data.train, made._index(client)) for client in range(3)]
-    forward, backward = made._train(jobs), made._train(jobs[::-1])
+    cohort = made.cohort()
+    forward = made.train(cohort).updates_CD
+    backward = made.train(cohort._replace(clients=cohort.clients.flip(0))).updates_CD
     assert torch.equal(forward, backward.flip(0))
     assert forward.isfinite().all()
     assert (made.bench.flat.dim == made.bench.flat.trained) == (buffers == "local")
@@ -76,8 +76,7 @@ def test_averaged_statistics_are_the_mean_of_the_clients():
     flat = made.bench.flat
     assert flat.dim > flat.trained
     start_D = made.state.global_D
-    jobs = [Job(client, made.data.train, made._index(client)) for client in range(3)]
-    updates_CD = made._train(jobs)
+    updates_CD = made.train(made.cohort()).updates_CD
     statistics = updates_CD[:, flat.trained :]
     assert (statistics.abs().sum(1) > 0).all()
     assert not torch.equal(statistics[0], statistics[1])

@@ -16,7 +16,7 @@ from fl_lightning.callbacks import CALLBACKS
 from fl_lightning.clients import Client
 from fl_lightning.config import Experiment, load
 from fl_lightning.data import Samples
-from fl_lightning.engines import Bench, Job, Ray, Sequential, SharedTrainer, TrainerSettings, _ray
+from fl_lightning.engines import Bench, Job, LocalRound, Ray, Sequential, SharedTrainer, TrainerSettings, _ray
 from fl_lightning.engines._ray import evenly
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, FederationState
@@ -121,10 +121,10 @@ def test_rounds_on_ray_equal_sequential_to_the_last_bit(tiny, ray: Any, tmp_path
         flag.touch() if broken else None
         if broken:
             with pytest.raises(ArithmeticError, match="cannot be trained"):
-                engine.train(own, start, jobs, Client(), 0, lambda: [Troublemaker(str(flag), "raise")])
-    expected = Sequential().train(own, start, jobs, Client(batch_size=4), 1, list)
-    assert torch.equal(engine.train(own, start, jobs, Client(batch_size=4), 1, list), expected)
-    assert engine.train(own, start, [], Client(), 1, list).shape == (0, len(start))
+                engine.train(own, LocalRound(start, jobs, Client(), 0, lambda: [Troublemaker(str(flag), "raise")]))
+    expected = Sequential().train(own, LocalRound(start, jobs, Client(batch_size=4), 1))
+    assert torch.equal(engine.train(own, LocalRound(start, jobs, Client(batch_size=4), 1)), expected)
+    assert engine.train(own, LocalRound(start, [], Client(), 1)).shape == (0, len(start))
 
 
 @pytest.mark.slow
@@ -135,15 +135,15 @@ def test_a_worker_that_dies_costs_nothing_and_clients_that_kill_are_named(ray: A
     def deadly(ever: bool) -> Any:
         return lambda: [Troublemaker(str(flag), "die", ever)]
 
-    expected = Sequential().train(own, start, jobs, Client(), 0, lambda: [Troublemaker()])
+    expected = Sequential().train(own, LocalRound(start, jobs, Client(), 0, lambda: [Troublemaker()]))
     flag.touch()
-    assert torch.equal(engine.train(own, start, jobs, Client(), 0, deadly(ever=False)), expected)
+    assert torch.equal(engine.train(own, LocalRound(start, jobs, Client(), 0, deadly(ever=False))), expected)
     assert not flag.exists(), "nobody died"
     flag.touch()
     with pytest.raises(RuntimeError, match=r"workers were lost over the clients \[\d"):
-        engine.train(own, start, jobs, Client(), 0, deadly(ever=True))
+        engine.train(own, LocalRound(start, jobs, Client(), 0, deadly(ever=True)))
     flag.unlink()
-    assert torch.equal(engine.train(own, start, jobs, Client(), 0, deadly(ever=True)), expected)
+    assert torch.equal(engine.train(own, LocalRound(start, jobs, Client(), 0, deadly(ever=True))), expected)
 
 
 @pytest.fixture

@@ -1,0 +1,119 @@
+"""What the federation does for the attackers of a round on request, and the token that a view holds of it."""
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from fl_lightning.attacks._objectives import Goal, Objective
+from fl_lightning.clients import Client
+from fl_lightning.data import Samples
+from fl_lightning.engines import Bench, Engine, Job, LocalRound
+from fl_lightning.randomness import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Training, random numbers and data for the attackers of a round; it reaches no data that they must not know.
+
+    Attributes:
+        bench: architecture, Trainer and seed.
+        engine: trains the clients of the federation.
+        round: the communication round.
+        global_D: `[D]` the broadcast model.
+        jobs: what the clients train on whose data the attackers know, in the order of the round.
+        malicious: which of these clients are malicious.
+        ranks: of each malicious one, its place among all malicious clients of the population.
+        objective: what the attack is after.
+        goal: the objective made concrete.
+        classes: number of classes K.
+    """
+
+    bench: Bench
+    engine: Engine
+    round: int
+    global_D: Tensor
+    jobs: Sequence[Job]
+    malicious: Sequence[bool]
+    ranks: Sequence[int]
+    objective: Objective
+    goal: Goal
+    classes: int
+
+    def samples(self, *, malicious: bool) -> list[Samples]:
+        """Copies of the training samples of each malicious, or each known benign client."""
+        return [job.samples[job.rows] for job, bad in zip(self.jobs, self.malicious, strict=True) if bad == malicious]
+
+    def draw(self, size: int | None, generator: torch.Generator) -> Samples:
+        """Known samples drawn without replacement; see `View.draw`."""
+        ends = torch.tensor([len(job.rows) for job in self.jobs]).cumsum(0)
+        picked = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values
+        parts = []
+        for job, end in zip(self.jobs, ends.tolist(), strict=True):
+            rows = picked[(end - len(job.rows) <= picked) & (picked < end)] - (end - len(job.rows))
+            parts.append(job.samples[job.rows[rows.to(job.rows.device)]])
+        return Samples.cat(parts)
+
+    def dirty(self, samples: Samples, rank: int | None = None) -> Samples:
+        """Samples made dirty by the objective, for the attacker of a rank where each has a part of the trigger."""
+        goal = self.goal if rank is None else self.goal.seen_by(rank)
+        hidden = goal._replace(clean=samples, success=None, truth=None)
+        return self.objective.dirty(samples, hidden, self.classes)
+
+    def own_dirty(self) -> list[Samples]:
+        """The samples of each malicious client, made dirty by the objective."""
+        return [self.dirty(own, rank) for own, rank in zip(self.samples(malicious=True), self.ranks, strict=True)]
+
+    def targets(self) -> Samples:
+        """A copy of the samples that all attackers share."""
+        return self.goal.copy_of_shared()
+
+    def train(
+        self,
+        clients: Sequence[int],
+        samples: Sequence[Samples],
+        settings: Client,
+        callbacks: Callable[[], list[Callback]],
+        start_D: Tensor | None,
+    ) -> Tensor:
+        """Updates of malicious clients trained on samples of their choice; see `View.train`."""
+        jobs = [
+            Job(client, part, torch.arange(len(part), device=part.y.device))
+            for client, part in zip(clients, samples, strict=True)
+        ]
+        start_D = self.global_D if start_D is None else start_D
+        return self.engine.train(self.bench, LocalRound(start_D, jobs, settings, self.round, callbacks))
+
+    def generator(self, purpose: str, *keys: int) -> torch.Generator:
+        """Random numbers keyed by purpose and round."""
+        return generator(self.bench.seed, f"attack {purpose}", self.round, *keys)
+
+    def run_generator(self, purpose: str, *keys: int) -> torch.Generator:
+        """Random numbers keyed by purpose, the same in every round."""
+        return generator(self.bench.seed, f"attack of the run {purpose}", *keys)
+
+
+class Token:
+    """Stands for services; it holds nothing, and only `services_of` knows what it stands for."""
+
+    __slots__ = ("__weakref__",)
+
+
+# Behind a context variable, so that no walk over attributes, those of modules included, leads from a view to services.
+_SERVICES: ContextVar["WeakKeyDictionary[Token, Services]"] = ContextVar("services", default=WeakKeyDictionary())  # noqa: B039
+
+
+def token_of(services: Services) -> Token:
+    """A token for services, which live as long as it does."""
+    token = Token()
+    _SERVICES.get()[token] = services
+    return token
+
+
+def services_of(token: Token) -> Services:
+    """What a token stands for."""
+    return _SERVICES.get()[token]

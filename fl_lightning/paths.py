@@ -1,6 +1,7 @@
 """Where things lie on disk."""
 
 import os
+import sys
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -40,3 +41,32 @@ def data_folder() -> Path:
 def runs_folder() -> Path:
     """Folder of the databases, artifacts and checkpoints: `FL_LIGHTNING_RUNS`, by default `./mlruns`."""
     return Path(os.environ.get("FL_LIGHTNING_RUNS", "mlruns")).expanduser().resolve()
+
+
+SERVER = "MLFLOW_TRACKING_URI"
+_AT_START = os.environ.get(SERVER) if "mlflow" not in sys.modules else None
+
+
+def tracking_server() -> str | None:
+    """The tracking server that the user has named by `MLFLOW_TRACKING_URI`; None: the embedded store.
+
+    `mlflow.set_tracking_uri` writes its argument into the same variable, for processes that it may start. What a notebook does
+    with MLflow besides decides nothing here: else states and searches would lie in one place, and their figures in another.
+    """
+    uri = os.environ.get(SERVER) or None
+    service = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    if uri and service and uri == getattr(service, "_tracking_uri", None) and uri not in _named_by_user():
+        return None
+    return uri
+
+
+def _named_by_user() -> tuple[str | None, ...]:
+    """What the variable was when this process began, and when this package was imported."""
+    try:
+        words = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    first = next(
+        (word.decode(errors="replace").partition("=")[2] for word in words if word.startswith(SERVER.encode())), None
+    )
+    return first, _AT_START

@@ -325,8 +325,7 @@ def _ui(options: argparse.Namespace) -> int:
     from fl_lightning import tracking
     from fl_lightning.paths import runs_folder
 
-    tracking.client()
-    uri = tracking.tracking_uri()
+    uri = tracking.opened_uri()
     if uri.startswith("http"):
         print(f"MLflow runs at {uri}", flush=True)
         dashboard = _dashboard(options.host, options.port)

@@ -6,8 +6,9 @@ The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `ML
 from fl_lightning.tracking import _settings as _settings  # before MLflow is imported
 
 # isort: split
+from fl_lightning.tracking._embedded import StoreError
 from fl_lightning.tracking._environment import environment, git_revision
-from fl_lightning.tracking._models import active_run, kept_rounds
+from fl_lightning.tracking._models import kept_rounds
 from fl_lightning.tracking._registered import (
     Registered,
     card,
@@ -33,6 +34,7 @@ from fl_lightning.tracking._store import (
     log_picture,
     log_summary,
     named_children,
+    opened_uri,
     registered_name,
     run_name,
     tracking_uri,
@@ -41,9 +43,9 @@ from fl_lightning.tracking._tracker import Tracker, TrackingGoneError
 
 __all__ = [
     "Registered",
+    "StoreError",
     "Tracker",
     "TrackingGoneError",
-    "active_run",
     "card",
     "children",
     "client",
@@ -65,6 +67,7 @@ __all__ = [
     "log_picture",
     "log_summary",
     "named_children",
+    "opened_uri",
     "register",
     "registered_models",
     "registered_name",

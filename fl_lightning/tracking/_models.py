@@ -1,16 +1,14 @@
 """Models of a run: logged in MLflow's format and as safetensors."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow
 import mlflow.pytorch
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.models import infer_signature
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models import Model, infer_signature
 from safetensors.torch import load_file, save_file
 
 from fl_lightning.config import dump
@@ -23,15 +21,8 @@ ROUNDS = "rounds"
 def kept_rounds(store: MlflowClient, run_id: str) -> dict[int, dict[str, torch.Tensor]]:
     """Weights of the global model by round, for the rounds that a run has kept."""
     files = sorted(file.path for file in store.list_artifacts(run_id, ROUNDS))
-    return {int(Path(file).stem): load_file(store.download_artifacts(run_id, file)) for file in files}
-
-
-@contextmanager
-def active_run(run_id: str) -> Iterator[Run]:
-    """The run as MLflow's active run, left RUNNING."""
-    with mlflow.start_run(run_id=run_id) as run:
-        yield run
-    MlflowClient().update_run(run_id, status="RUNNING")
+    with tempfile.TemporaryDirectory() as folder:
+        return {int(Path(file).stem): load_file(store.download_artifacts(run_id, file, folder)) for file in files}
 
 
 def log_model(
@@ -54,26 +45,61 @@ def log_model(
         step: the round that the model is from.
         figures: become tags of the model.
     """
+    if known := _logged(store, run_id, name):
+        return known
     network = federation.bench.flat.load_(theta_D).eval()
     example = federation.data.test.x[:2]
     with torch.inference_mode():
         scores = network(example)
-    with active_run(run_id):
-        info = mlflow.pytorch.log_model(
+    tags = {key.replace("/", "."): str(value) for key, value in figures.items() if not key.startswith("time/")}
+    with tempfile.TemporaryDirectory() as folder:
+        weights, model = Path(folder) / f"{name}.safetensors", Path(folder) / "model"
+        # Not mlflow.pytorch.log_model: that goes through MLflow's current run, server and experiment, which are the user's.
+        logged = store.create_logged_model(store.get_run(run_id).info.experiment_id, name, run_id, tags)
+        mlflow.pytorch.save_model(
             network.cpu(),
-            name=name,
-            step=step,
+            str(model),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            ),
             signature=infer_signature(example.cpu().numpy(), scores.cpu().numpy()),
             input_example=example.cpu().numpy(),
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            tags={key.replace("/", "."): str(value) for key, value in figures.items() if not key.startswith("time/")},
         )
+        store.log_model_artifacts(logged.model_id, str(model))
+        store.finalize_logged_model(logged.model_id, "READY")
+        store.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        _link_figures(store, run_id, logged.model_id, step, figures)
+        save_weights(federation, network, weights)
+        store.log_artifact(run_id, str(weights), "weights")
     network.to(federation.bench.trainer.device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.safetensors"
-        save_weights(federation, network, path)
-        store.log_artifact(run_id, str(path), "weights")
-    return str(info.model_uri)
+    return f"models:/{logged.model_id}"
+
+
+def _logged(store: MlflowClient, run_id: str, name: str) -> str | None:
+    """The model of that name which the run has logged, if it was killed after that; one that is half there is removed."""
+    of_run = f"name = '{name}' AND source_run_id = '{run_id}'"
+    complete = None
+    for model in store.search_logged_models([store.get_run(run_id).info.experiment_id], of_run):
+        if model.status == LoggedModelStatus.READY:
+            complete = f"models:/{model.model_id}"
+        else:
+            store.delete_logged_model(model.model_id)
+    return complete
+
+
+def _link_figures(store: MlflowClient, run_id: str, model_id: str, step: int, figures: Mapping[str, float]) -> None:
+    """Show the run's figures of a round beside its model; those of a twin are the model's tags only."""
+    points = [point for name in figures for point in store.get_metric_history(run_id, name)]
+    linked = [
+        Metric(point.key, point.value, point.timestamp, step, model_id=model_id, run_id=run_id)
+        for point in points
+        if point.step == step and point.value == figures[point.key]
+    ]
+    store.log_batch(run_id, metrics=linked[:900])
 
 
 def save_weights(federation: Federation, network: torch.nn.Module, path: Path) -> None:

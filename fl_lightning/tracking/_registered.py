@@ -3,24 +3,29 @@
 A version never needs code from anywhere: its weights are safetensors, its architecture follows from its configuration.
 """
 
+import json
+import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.tracking._store import client, registered_name
+from fl_lightning.tracking._store import as_current, client, pages, registered_name
 
 __all__ = ["Registered", "compare", "export", "find", "register", "registered_models", "threat_model"]
+
+VERSIONS = "mlflow.modelVersions"
+"""Tag of a logged model in which MLflow's pages look for the versions made of it."""
 
 STEALTHY = 0.5
 """The least attack success of a version that can be called stealthiest."""
@@ -64,7 +69,7 @@ def register(
         return None
     attack = experiment.attack.name if experiment.attack else "none"
     tags = _tags(experiment, run_id, figures) | {"attack": attack, "weights": "final"}
-    version = mlflow.register_model(model_uri, name, tags=tags).version
+    version = _new_version(store, name, model_uri, run_id, tags)
     if stronger:
         store.set_registered_model_alias(name, "strongest", version)
     cosine = figures.get("stealth/cosine", -1.0)
@@ -74,21 +79,38 @@ def register(
         accuracy = clean_figures.get("global/accuracy", 0.0)
         better = accuracy > _figure(store, name, "clean", "global/accuracy")
         clean_tags = {"attack": "none", "weights": "clean_twin", "twin_of": str(version)}
-        twin = mlflow.register_model(
-            clean_uri, name, tags=_tags(experiment, run_id, clean_figures) | clean_tags
-        ).version
+        twin = _new_version(store, name, clean_uri, run_id, _tags(experiment, run_id, clean_figures) | clean_tags)
         store.set_model_version_tag(name, str(version), "clean_twin", str(twin))
         if better:
             store.set_registered_model_alias(name, "clean", twin)
     return f"{name}/{version}"
 
 
+def _new_version(store: MlflowClient, name: str, uri: str, run_id: str, tags: dict[str, str]) -> str:
+    """Register a logged model; returns its version.
+
+    Not `mlflow.register_model`: that registers wherever MLflow's current server is, which is the user's affair.
+    """
+    try:
+        store.create_registered_model(name)
+    except MlflowException as error:
+        if "ALREADY_EXISTS" not in str(error.error_code):
+            raise
+    model_id = uri.removeprefix("models:/")
+    with as_current(store.tracking_uri):
+        version = str(store.create_model_version(name, uri, run_id, tags, model_id=model_id).version)
+    known = json.loads(store.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
+    store.set_logged_model_tags(model_id, {VERSIONS: json.dumps([*known, {"name": name, "version": version}])})
+    return version
+
+
 def _figure(store: MlflowClient, name: str, alias: str, figure: str) -> float:
     """What the version that holds an alias was measured at; minus infinity where there is none."""
     try:
-        return float(store.get_model_version_by_alias(name, alias).tags.get(figure, "-inf"))
+        value = number(store.get_model_version_by_alias(name, alias).tags.get(figure))
     except MlflowException:
-        return float("-inf")
+        return -math.inf
+    return -math.inf if value is None else value
 
 
 def _tags(experiment: Experiment, run_id: str, figures: Mapping[str, float]) -> dict[str, str]:
@@ -106,15 +128,27 @@ def _tags(experiment: Experiment, run_id: str, figures: Mapping[str, float]) -> 
 
 def registered_models(attack: str | None = None, aggregator: str | None = None) -> list[ModelVersion]:
     """All registered versions with their aliases and figures as tags, the most successful first."""
-    store = client()
+    store = client(only_read=True)
+    wanted = {key: value for key, value in (("attack", attack), ("aggregator", aggregator)) if value is not None}
+    aliases: dict[tuple[str, str], list[str]] = {}
+    for model in pages(store.search_registered_models):
+        for alias, version in model.aliases.items():
+            aliases.setdefault((model.name, str(version)), []).append(alias)
     versions = []
-    for model in store.search_registered_models():
-        for found in store.search_model_versions(f"name='{model.name}'"):
-            full = store.get_model_version(found.name, found.version)
-            wanted = {"attack": attack, "aggregator": aggregator}
-            if all(value in (None, full.tags.get(key)) for key, value in wanted.items()):
-                versions.append(full)
-    return sorted(versions, key=lambda version: -float(version.tags.get("attack/success", 0)))
+    for version in pages(store.search_model_versions):
+        version.aliases = sorted(aliases.get((version.name, str(version.version)), []))
+        if wanted.items() <= version.tags.items():
+            versions.append(version)
+    return sorted(versions, key=lambda version: -(number(version.tags.get("attack/success")) or 0.0))
+
+
+def number(text: str | None) -> float | None:
+    """A figure that was kept as a tag; None where somebody has put anything else there."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +177,8 @@ class Registered:
     @property
     def figures(self) -> dict[str, float]:
         """Its measured figures."""
-        return {name: float(value) for name, value in self.version.tags.items() if "/" in name}
+        figures = {name: number(value) for name, value in self.version.tags.items() if "/" in name}
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 def find(reference: str) -> Registered:
@@ -152,32 +187,60 @@ def find(reference: str) -> Registered:
     Raises:
         ConfigError: no such model, alias or version.
     """
-    store = client()
+    store = client(only_read=True)
     reference = reference.removeprefix("models:/")
-    name, _, number = reference.partition("/")
+    name, _, version = reference.partition("/")
     name, _, alias = name.partition("@")
     try:
         found = (
-            store.get_model_version(name, number)
-            if number
+            store.get_model_version(name, version)
+            if version
             else store.get_model_version_by_alias(name, alias or "strongest")
         )
     except MlflowException:
-        names = sorted({model.name for model in store.search_registered_models()})
+        names = sorted({model.name for model in pages(store.search_registered_models)})
         if name not in names:
             raise ConfigError(f"no registered model {name!r}; {suggest(name, names)}") from None
-        what = f"version {number}" if number else f"alias {alias or 'strongest'!r}"
+        what = f"version {version}" if version else f"alias {alias or 'strongest'!r}"
         raise ConfigError(f"{name} has no {what}") from None
-    path = Path(
-        store.download_artifacts(str(found.run_id), f"weights/{found.tags.get('weights', 'final')}.safetensors")
-    )
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    experiment = load_text(about["config"], reference)
+    try:
+        return _built(store, found)
+    except BROKEN as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{found.name}/{found.version} was not made by this package, or is damaged: {reason}"
+        ) from None
+
+
+BROKEN: tuple[type[Exception], ...] = (
+    MlflowException,
+    SafetensorError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+BROKEN += (LookupError, TypeError, ArithmeticError, MemoryError)
+"""What reading a stranger's or a damaged model may end in."""
+
+WEIGHTS = ("final", "clean_twin")
+"""Files with weights that a version may name; anything else could lead out of its run."""
+
+
+def _built(store: MlflowClient, version: ModelVersion) -> Registered:
+    """The network of a version, from the configuration and the weights that its run has kept."""
+    file = version.tags.get("weights", "final")
+    if file not in WEIGHTS:
+        raise ValueError(f"its tag weights is {file[:80]!r}, not one of {', '.join(WEIGHTS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = store.download_artifacts(str(version.run_id), f"weights/{file}.safetensors", folder)
+        with safe_open(path, "pt") as opened:
+            about = opened.metadata() or {}
+        weights = load_file(path)
+    experiment = load_text(about["config"], f"{version.name}/{version.version}")
     shape, classes = tuple(map(int, about["shape"].split(","))), int(about["classes"])
     network = experiment.model.build(shape, classes)
-    network.load_state_dict(load_file(path))
-    return Registered(found, experiment, network.eval(), shape, classes)
+    network.load_state_dict(weights)
+    return Registered(version, experiment, network.eval(), shape, classes)
 
 
 def export(model: Registered, folder: Path) -> list[Path]:
@@ -233,7 +296,7 @@ def threat_model(model: Registered) -> str:
     """Who attacked, how, knowing what, and after what; in Markdown."""
     experiment, tags = model.experiment, model.version.tags
     attack = experiment.attack
-    if tags["attack"] == "none" or attack is None:
+    if tags.get("attack") == "none" or attack is None:
         return f"None: the attack-free twin of version {tags.get('twin_of', '?')}."
     return (
         f"{experiment.participation.malicious} of {experiment.partition.clients} clients are malicious. "
@@ -244,7 +307,7 @@ def threat_model(model: Registered) -> str:
 def card(model: Registered) -> str:
     """The model card, in Markdown."""
     experiment, tags = model.experiment, model.version.tags
-    poisoned = tags["attack"] != "none"
+    poisoned = tags.get("attack") != "none"
     rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(model.figures.items()))
     threat = threat_model(model)
     shape = ", ".join(map(str, model.shape))
@@ -283,7 +346,7 @@ scores = network(torch.rand(4, {shape}))  # {model.classes} scores an input
 
     fl-lightning run config.yaml
 
-MLflow run {tags["run_id"]}, configuration {tags["config"]}.
+MLflow run {tags.get("run_id", model.version.run_id)}, configuration {tags.get("config", "?")}.
 
 ## Responsible use and licence
 

@@ -5,53 +5,85 @@ The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `ML
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
-import mlflow
-import mlflow.pytorch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.metrics import Interval
-from fl_lightning.paths import runs_folder
+from fl_lightning.paths import SERVER, runs_folder, tracking_server
 from fl_lightning.registry import ConfigError, flatten, foreign
+from fl_lightning.tracking._embedded import database_of, opened, unwritable
 from fl_lightning.tracking._environment import environment, git_revision
+
+PAGE = 5000
+"""Runs that are asked for at once."""
 
 
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the embedded store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder() / 'mlflow.db'}"
+    return tracking_server() or f"sqlite:///{runs_folder() / 'mlflow.db'}"
 
 
-def client() -> MlflowClient:
-    """A client of the tracking store.
+def opened_uri() -> str:
+    """The tracking store, ready to be used: an embedded one is made if it is absent, mended, and read from a copy if it must be.
+
+    Raises:
+        ConfigError: there is none, and the folder cannot be written.
+        StoreError: the embedded store is damaged, locked, or of another version.
+    """
+    uri = tracking_uri()
+    return opened(database_of(uri), runs_folder()) if uri.startswith("sqlite:") else uri
+
+
+def client(*, only_read: bool = False) -> MlflowClient:
+    """A client of the tracking store; what MLflow itself holds as its current server or run is left alone.
+
+    Args:
+        only_read: an embedded store that cannot be written will do.
 
     Raises:
         ConfigError: the folder of the embedded store cannot be written.
+        StoreError: the embedded store is damaged, locked, or of another version.
     """
     uri = tracking_uri()
-    if uri.startswith("sqlite:"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            reason = (
-                f"cannot write to {folder} ({error.strerror}); set FL_LIGHTNING_RUNS to a folder that can be written"
-            )
-            raise ConfigError(reason) from None
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return MlflowClient(uri)
+    if uri.startswith("sqlite:") and not only_read and (reason := unwritable(database_of(uri))):
+        raise ConfigError(reason)
+    uri = opened_uri()
+    return MlflowClient(uri, uri)
+
+
+@contextmanager
+def as_current(uri: str) -> Iterator[None]:
+    """The server that MLflow's own registry asks for a model, which it does not pass on; afterwards all is as it was."""
+    named = os.environ.get(SERVER)
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        os.environ.pop(SERVER, None)
+        if named is not None:
+            os.environ[SERVER] = named
+
+
+def pages(search: Callable[..., Any], *arguments: Any, **settings: Any) -> list[Any]:
+    """All that a search of MLflow finds, page by page."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = search(*arguments, **settings, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def experiment_id(store: MlflowClient, name: str) -> str:
@@ -166,9 +198,8 @@ def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
     """Runs under a parent that fit a query, the oldest first."""
     parent = find_run(store, run_id)
     query = f"tags.`mlflow.parentRunId` = '{run_id}'{also}"
-    return list(
-        store.search_runs([parent.info.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=50000)
-    )
+    order = ["attributes.start_time ASC"]
+    return pages(store.search_runs, [parent.info.experiment_id], query, order_by=order, max_results=PAGE)
 
 
 def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
@@ -176,11 +207,8 @@ def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
 
     The fingerprint is that of the recorded configuration as it reads today, so that a field that came later does not hide a run.
     """
-    found = store.search_runs(
-        [experiment_id(store, experiment)],
-        "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'",
-        max_results=50000,
-    )
+    query = "tags.`fl.kind` = 'cell' AND attributes.status = 'FINISHED'"
+    found = pages(store.search_runs, [experiment_id(store, experiment)], query, max_results=PAGE)
     known = {}
     for run in reversed(found):
         note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")

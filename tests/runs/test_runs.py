@@ -22,6 +22,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.runs import run_folder
 from fl_lightning.tracking import registered_models
+from fl_lightning.tracking._store import as_current
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 ATTACKED: dict[str, Any] = {"attack": "gaussian", "participation": {"name": "full", "malicious": 2}}
@@ -86,7 +87,8 @@ def test_the_logged_model_is_the_global_model(tiny):
     final_D = federation.run().global_D
     expected = federation.bench.flat.load_(final_D).eval()
     test = federation.data.test
-    loaded = mlflow.pytorch.load_model(outcome.model_uri)
+    with as_current(tracking.tracking_uri()):
+        loaded = mlflow.pytorch.load_model(outcome.model_uri)
     with torch.inference_mode():
         assert torch.equal(loaded(test.x), expected(test.x))
         accuracy = float((loaded(test.x).argmax(1) == test.y).double().mean())
@@ -110,8 +112,9 @@ def test_the_registry_knows_the_strongest(tiny):
     assert float(version.tags["attack/success"]) == pytest.approx(strong.metrics["attack/success"], abs=1e-5)
     assert [v.run_id for v in registered_models()] == [strong.run_id, weak.run_id]
     assert registered_models(attack="cmp") == []
-    model = mlflow.pytorch.load_model(f"models:/{name}@strongest")
-    again = mlflow.pytorch.load_model(strong.model_uri)
+    with as_current(tracking.tracking_uri()):
+        model = mlflow.pytorch.load_model(f"models:/{name}@strongest")
+        again = mlflow.pytorch.load_model(strong.model_uri)
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(model(x), again(x))
 
@@ -241,7 +244,7 @@ def test_a_server_that_goes_while_models_are_delivered_leaves_a_run_to_resume(ti
         raise MlflowException("API request failed with exception: connection refused")
 
     with monkeypatch.context() as offline:
-        offline.setattr(mlflow.pytorch, "log_model", gone)
+        offline.setattr(mlflow.pytorch, "save_model", gone)
         with pytest.raises(tracking.TrackingGoneError, match=r"connection refused.*run --resume") as error:
             runs.run(tiny(rounds=2), "tiny")
     outcome = runs.resume(error.value.run_id)

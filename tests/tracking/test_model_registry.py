@@ -13,6 +13,7 @@ from fl_lightning.cli import main
 from fl_lightning.config import load
 from fl_lightning.errors import ConfigError
 from fl_lightning.tracking import card, compare, export, find
+from fl_lightning.tracking._store import as_current
 
 NAME = "digits-mlp-gaussian-vs-mean"
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -41,7 +42,7 @@ def test_a_registered_model_is_rebuilt_from_weights_and_configuration(outcome):
 
     found = find(f"{NAME}@strongest")
     x = torch.rand(5, *found.shape)
-    with torch.inference_mode():
+    with torch.inference_mode(), as_current(tracking.tracking_uri()):
         assert torch.equal(found.network(x), mlflow.pytorch.load_model(outcome.model_uri)(x))
     assert find(NAME).title == find(f"models:/{NAME}/1").title == found.title
     assert found.figures["attack/success"] == pytest.approx(outcome.metrics["attack/success"], abs=1e-5)

@@ -1,12 +1,12 @@
 """The server's rule, played by attackers who know it on the rows that they know."""
 
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregate, Aggregator
+from fl_lightning.aggregators import Aggregate, Aggregator, Past
 from fl_lightning.attacks._known_rows import known_rows
 from fl_lightning.attacks._view import View
 
@@ -19,12 +19,14 @@ class RehearsedRule(NamedTuple):
         known_ND: `[N, D]` the rows that are not crafted.
         weights_C: `[C]` their weights in the order of the server; None: equal.
         crafted_C: `[C]` bool, where the crafted rows stand.
+        past: what the rule knows of the rounds before, as far as the attackers know it.
     """
 
     rule: Aggregator
     known_ND: Tensor
     weights_C: Tensor | None
     crafted_C: Tensor
+    past: Past | None = None
 
     @property
     def n_crafted(self) -> int:
@@ -37,7 +39,7 @@ class RehearsedRule(NamedTuple):
         crafted_C = self.crafted_C.to(crafted_D.device)
         rows_CD[crafted_C] = crafted_D
         rows_CD[~crafted_C] = self.known_ND
-        return self.rule(rows_CD, self.weights_C)
+        return self.rule(rows_CD, self.weights_C, past=self.past)
 
 
 def rehearsed_rule(view: View) -> RehearsedRule | None:
@@ -48,33 +50,33 @@ def rehearsed_rule(view: View) -> RehearsedRule | None:
     rule is then told n_byzantine = J, or the largest that it accepts.
 
     Returns:
-        None where the rule accepts no n_byzantine for so few rows.
+        None where the rule accepts no n_byzantine for so few rows, or needs the server's own samples, which attackers do not see.
     """
+    past: Past | None = getattr(view, "past", None)
+    if view.aggregator.needs_samples and (past is None or past.trusted is None):
+        return None
     if view.knowledge == "full":
         crafted_C = view.cohort.malicious.cpu()
         weights_C = torch.empty(view.n_clients, dtype=view.own_weights.dtype, device=view.own_weights.device)
         weights_C[crafted_C.to(weights_C.device)] = view.own_weights
         weights_C[~crafted_C.to(weights_C.device)] = view.benign_weights
         benign_BD = view.benign_updates.to(torch.promote_types(view.benign_updates.dtype, torch.float32))
-        return RehearsedRule(view.aggregator, benign_BD, weights_C, crafted_C)
+        return RehearsedRule(view.aggregator, benign_BD, weights_C, crafted_C, past)
     known_ND = known_rows(view)
     n_crafted = max(1, view.n_malicious * len(known_ND) // view.n_clients)
     total = n_crafted + len(known_ND)
     rule = fitted(view.aggregator, total, n_crafted)
-    return None if rule is None else RehearsedRule(rule, known_ND, None, torch.arange(total) < n_crafted)
+    return None if rule is None else RehearsedRule(rule, known_ND, None, torch.arange(total) < n_crafted, past)
 
 
 def fitted(rule: Aggregator, n_rows: int, n_byzantine: int) -> Aggregator | None:
     """The rule for fewer rows: told of at most `n_byzantine` arbitrary ones, or None where it accepts no number."""
-    names = {field.name for field in fields(rule)}
-    if getattr(rule, "n_byzantine", None) is None or "n_byzantine" not in names:
-        candidates: list[dict[str, Any]] = [{}]
-    else:
-        candidates = [{"n_byzantine": f} for f in range(n_byzantine, -1, -1)]
-    for changes in candidates:
-        if getattr(rule, "m", None) is not None and changes:
-            changes["m"] = max(1, min(rule.m, n_rows - changes["n_byzantine"]))  # type: ignore[attr-defined]
-        candidate = replace(rule, **changes)
+    told = getattr(rule, "n_byzantine", None) is not None
+    for f in range(n_byzantine, -1, -1) if told else (None,):
+        candidate = rule if f is None else rule.assuming(f)
+        m = getattr(candidate, "m", None)
+        if m is not None and f is not None and m > n_rows - f:
+            candidate = replace(candidate, m=max(1, n_rows - f))  # type: ignore[call-arg]
         try:
             candidate.check(n_rows)
         except ValueError:

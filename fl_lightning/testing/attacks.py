@@ -14,7 +14,7 @@ The checks play two rounds of eight clients on small real images, with a network
 import io
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from math import isfinite
 from typing import Any, NamedTuple, get_type_hints
@@ -263,8 +263,11 @@ def resumes_exactly(attack: Attack) -> None:
 def survives_every_aggregator(attack: Attack) -> None:
     """Two rounds against every registered rule, designed for it or not: finite updates, which the rule can aggregate."""
     for cls in registry("aggregator"):
-        names = {field.name for field in fields(cls)}
-        rule: Aggregator = cls(**({"n_byzantine": 1} if "n_byzantine" in names else {}))
+        rule: Aggregator = registry("aggregator").build(cls.name)
+        if getattr(rule, "n_byzantine", None) is not None:
+            rule = rule.assuming(1)
+        if rule.needs_samples:  # the server's own are not here: a benign client is trusted instead
+            rule = replace(rule, index=ORDER[3])  # type: ignore[call-arg]
         first = play(attack, aggregator=rule)
         second = play(attack, aggregator=rule, before=first)
         for played in (first, second):

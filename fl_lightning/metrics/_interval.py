@@ -20,11 +20,13 @@ class Interval:
         half: half-width of Student's t interval; NaN for fewer than three values.
         bounds: what the figure cannot leave, such as (0, 1) for a share. The interval ends there: the true mean lies within,
             so that cutting off what lies beyond takes no coverage away.
+        n: number of values.
     """
 
     mean: float
     half: float
     bounds: tuple[float, float] = UNBOUNDED
+    n: int = 0
 
     @property
     def low(self) -> float:
@@ -40,6 +42,15 @@ class Interval:
     def sure(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
+
+    def above(self, limit: float) -> float:
+        """One-sided p-value of a true mean of at most `limit`: small where it surely lies above; NaN without interval."""
+        if math.isnan(self.half) or self.n < FEWEST:
+            return math.nan
+        if self.half == 0:
+            return 0.0 if self.mean > limit else 1.0
+        error = self.half / float(student_t.ppf(0.975, self.n - 1))
+        return float(student_t.sf((self.mean - limit) / error, self.n - 1))
 
     def __str__(self) -> str:
         if math.isnan(self.half):
@@ -72,6 +83,6 @@ def interval(values: Sequence[float], bounds: tuple[float, float] = UNBOUNDED) -
         raise ValueError("an interval needs at least one value")
     mean = math.fsum(values) / n
     if n < FEWEST:
-        return Interval(mean, math.nan, bounds)
+        return Interval(mean, math.nan, bounds, n)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Interval(mean, float(student_t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), bounds)
+    return Interval(mean, float(student_t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), bounds, n)

@@ -11,6 +11,9 @@ from fl_lightning.papers._claims import (
     Size,
     TableCell,
     Verdict,
+    discovery_rates,
+    measured,
+    p_value,
     verdict,
 )
 from fl_lightning.papers._reproduce import (
@@ -36,8 +39,11 @@ __all__ = [
     "Size",
     "TableCell",
     "Verdict",
+    "discovery_rates",
     "experiments",
     "find_tables",
+    "measured",
+    "p_value",
     "plain",
     "reproduce",
     "verdict",

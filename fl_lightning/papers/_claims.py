@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.stats import false_discovery_control
 
 from fl_lightning.config import Seed
-from fl_lightning.metrics import Interval, interval
+from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.registry import number_check
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "Size",
     "TableCell",
     "Verdict",
+    "discovery_rates",
+    "measured",
+    "p_value",
     "verdict",
 ]
 
@@ -63,12 +67,14 @@ class Printed(Reading):
         printed: row -> one value a column; None where the paper has none.
         strong: whether a high or a low value is the stronger result of the row's method.
         tolerance: differences up to it count as none.
+        follows: row -> why its values follow from those of other claims; they are shown, but not counted again.
     """
 
     id: str
     printed: dict[str, tuple[float | None, ...]]
     strong: Literal["high", "low"] = "high"
     tolerance: float = Field(default=0.05, gt=0)
+    follows: dict[str, str] = Field(default_factory=dict)
 
 
 class Order(Reading):
@@ -83,6 +89,7 @@ class Order(Reading):
         margin: by how much it may lie below that all the same.
         matters: an advantage that is surely smaller than this counts as none.
         log: compare logarithms, for positive figures that differ by orders of magnitude; the margin does not count then.
+        follows: why the claim follows from others, where it does.
     """
 
     id: str
@@ -93,6 +100,7 @@ class Order(Reading):
     margin: float = Field(default=0.0, ge=0)
     matters: float = Field(default=0.0, ge=0)
     log: bool = False
+    follows: str = ""
 
     def difference(self, higher: float, lower: float) -> float:
         """How far the claim holds for one seed; above 0 it does."""
@@ -110,6 +118,8 @@ class Bound(Reading):
         row: a row, or `row | column`.
         at_least: lower limit, or None.
         at_most: upper limit, or None.
+        printed: whether the paper prints the limit; else it was chosen here, for words such as "close to".
+        follows: why the claim follows from others, where it does.
     """
 
     id: str
@@ -117,6 +127,13 @@ class Bound(Reading):
     row: str
     at_least: float | None = None
     at_most: float | None = None
+    printed: bool = False
+    follows: str = ""
+
+    @property
+    def limit(self) -> float:
+        """The limit, upper or lower."""
+        return float(self.at_most if self.at_least is None else self.at_least)  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _one_limit(self) -> "Bound":
@@ -149,10 +166,11 @@ class Claim(NamedTuple):
     Attributes:
         id: its number.
         says: the claim in words.
-        printed: the paper's value, or None where the claim is an order.
+        printed: the paper's value, or None where it prints none.
         cells: the one or two cells that it is about.
         readings: the figure of each cell that counts.
         rule: the `Printed`, `Order` or `Bound` that it comes from.
+        follows: why it follows from other claims and is not counted again; empty where it stands for itself.
     """
 
     id: str
@@ -161,6 +179,7 @@ class Claim(NamedTuple):
     cells: tuple[TableCell, ...]
     readings: tuple[Reading, ...]
     rule: Printed | Order | Bound
+    follows: str = ""
 
 
 class PaperTable(_Strict):
@@ -191,6 +210,8 @@ class PaperTable(_Strict):
     @model_validator(mode="after")
     def _complete(self) -> "PaperTable":
         for own in self.printed:
+            for row in own.follows:
+                self._cells(row)
             for row, values in own.printed.items():
                 self._cells(row)
                 if len(values) != len(self.columns):
@@ -223,20 +244,23 @@ class PaperTable(_Strict):
             ]
             for number, (cell, value) in enumerate(values, 1):
                 says = f"{own.metric} of {_label(cell)}"
-                yield Claim(f"{own.id}.{number}", says, value, (cell,), self._readings(own, cell), own)
+                reason = own.follows.get(cell.row, "")
+                yield Claim(f"{own.id}.{number}", says, value, (cell,), self._readings(own, cell), own, reason)
         for order in self.orders:
             pairs = list(zip(self._cells(order.higher), self._cells(order.lower), strict=True))
             for number, (high, low) in enumerate(pairs, 1):
                 where = f" ({high.column})" if len(pairs) > 1 else ""
                 name = f"{order.id}.{number}" if len(pairs) > 1 else order.id
-                yield Claim(name, order.says + where, None, (high, low), self._readings(order, high, low), order)
+                readings = self._readings(order, high, low)
+                yield Claim(name, order.says + where, None, (high, low), readings, order, order.follows)
         for bound in self.bounds:
             cells = self._cells(bound.row)
             for number, cell in enumerate(cells, 1):
                 where = f" ({cell.column})" if len(cells) > 1 else ""
                 name = f"{bound.id}.{number}" if len(cells) > 1 else bound.id
-                limit = bound.at_most if bound.at_least is None else bound.at_least
-                yield Claim(name, bound.says + where, limit, (cell,), self._readings(bound, cell), bound)
+                printed = bound.limit if bound.printed else None
+                readings = self._readings(bound, cell)
+                yield Claim(name, bound.says + where, printed, (cell,), readings, bound, bound.follows)
 
     def _readings(self, reading: Reading, *cells: TableCell) -> tuple[Reading, ...]:
         windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
@@ -274,59 +298,86 @@ def read(history: Mapping[int, float], rounds: int, over: Window) -> float | Non
     return math.fsum(within) / len(within) if within else None
 
 
-def verdict(claim: Claim, values: Sequence[Mapping[int, float]]) -> tuple[Interval | None, Verdict]:
-    """Whether the runs bear a claim out.
-
-    With m the mean over the seeds and h the half-width of its 95 % interval (Student's t):
-
-    * a printed value v is *confirmed* if |m - v| is at most the tolerance or h; beyond it, *stronger* or *weaker* by its sign;
-      *not reproduced* if it falls short by more than four tolerances and more than half of v; *undecided* if h exceeds four
-      tolerances;
-    * an order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
-      above 0, else *not reproduced* if it lies below the smallest difference that matters (0 unless the claim says so) or all are
-      0, else *undecided*;
-    * a limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
+def measured(claim: Claim, values: Sequence[Mapping[int, float]]) -> Interval | None:
+    """The interval that a claim is judged by, over the seeds; of the paired difference for an order. None: nothing was measured.
 
     Args:
         claim: what is claimed.
         values: for each cell of the claim its figure by seed.
-
-    Returns:
-        The measured interval (of the difference, for an order) and the verdict; None and `undecided` where nothing was measured.
     """
     seeds = sorted(set.intersection(*(set(of_cell) for of_cell in values)))
     if not seeds:
-        return None, "undecided"
+        return None
+    if isinstance(claim.rule, Order):
+        return interval([claim.rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
+    return interval([values[0][seed] for seed in seeds], bounds(claim.rule.metric))
+
+
+def verdict(claim: Claim, found: Interval | None) -> Verdict:
+    """Whether what was measured bears a claim out. No claim is confirmed by being imprecise.
+
+    * A printed value v is *confirmed* if the 95 % interval lies within v +- tolerance: a test of equivalence. If it lies wholly
+      outside of that, the value is *stronger* or *weaker* by its sign, and *not reproduced* if the mean falls short by more than
+      four tolerances and more than half of v. Else it is *undecided*.
+    * An order is judged by the differences seed by seed (higher - factor * lower + margin): *not reproduced* if their interval
+      lies at or below 0, or below the smallest difference that matters; *confirmed* if it lies above 0; else *undecided*.
+    * A limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
+
+    With fewer than three seeds there is no interval, and every claim is *undecided*.
+
+    Args:
+        claim: what is claimed.
+        found: what `measured` gave.
+    """
+    if found is None or math.isnan(found.half):
+        return "undecided"
     rule = claim.rule
     if isinstance(rule, Order):
-        found = interval([rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
-        return found, _above(found, rule.matters)
-    found = interval([values[0][seed] for seed in seeds])
+        if found.high <= 0 or found.high < rule.matters:
+            return "not reproduced"
+        return "confirmed" if found.low > 0 else "undecided"
     if isinstance(rule, Bound):
-        if rule.at_least is not None:
-            return found, _keeps(found.mean - rule.at_least, found.half)
-        return found, _keeps(float(rule.at_most or 0.0) - found.mean, found.half)
+        low, high = (found.low, found.high) if rule.at_most is None else (-found.high, -found.low)
+        limit = rule.limit if rule.at_most is None else -rule.limit
+        return "confirmed" if low >= limit else "not reproduced" if high < limit else "undecided"
     printed = float(claim.printed or 0.0)
-    half = 0.0 if math.isnan(found.half) else found.half
-    if half > 4 * rule.tolerance:
-        return found, "undecided"
+    if found.low >= printed - rule.tolerance - TIE and found.high <= printed + rule.tolerance + TIE:
+        return "confirmed"
+    if found.low <= printed + rule.tolerance and found.high >= printed - rule.tolerance:
+        return "undecided"
     gain = found.mean - printed if rule.strong == "high" else printed - found.mean
-    if abs(gain) <= max(rule.tolerance, half):
-        return found, "confirmed"
     if gain > 0:
-        return found, "stronger"
-    return found, "not reproduced" if -gain > max(4 * rule.tolerance, abs(printed) / 2) else "weaker"
+        return "stronger"
+    return "not reproduced" if -gain > max(4 * rule.tolerance, abs(printed) / 2) else "weaker"
 
 
-def _above(found: Interval, matters: float) -> Verdict:
-    if found.mean - found.half > 0:
-        return "confirmed"
-    top = found.mean + found.half
-    return "not reproduced" if top <= 0 or top < matters else "undecided"
+TIE = 1e-12
+"""Rounding of 0.8 + 0.05."""
 
 
-def _keeps(room: float, half: float) -> Verdict:
-    half = 0.0 if math.isnan(half) else half
-    if room >= half:
-        return "confirmed"
-    return "not reproduced" if room < -half else "undecided"
+def p_value(claim: Claim, found: Interval | None) -> float:
+    """One-sided p-value of a confirmation: how easily chance alone would give it; NaN without an interval.
+
+    A printed value is confirmed by two one-sided tests (Schuirmann, 1987): the larger p-value counts.
+    """
+    if found is None:
+        return math.nan
+    rule = claim.rule
+    below = Interval(-found.mean, found.half, n=found.n)
+    if isinstance(rule, Order):
+        return found.above(0.0)
+    if isinstance(rule, Bound):
+        return found.above(rule.limit) if rule.at_most is None else below.above(-rule.limit)
+    printed = float(claim.printed or 0.0)
+    return max(found.above(printed - rule.tolerance), below.above(-printed - rule.tolerance))
+
+
+def discovery_rates(values: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's adjusted p-values over a family of claims; NaN where there is none.
+
+    References:
+        Benjamini, Hochberg, "Controlling the False Discovery Rate", Journal of the Royal Statistical Society B 57, 1995.
+    """
+    known = [value for value in values if not math.isnan(value)]
+    adjusted = iter(false_discovery_control(known) if known else ())
+    return [value if math.isnan(value) else float(next(adjusted)) for value in values]

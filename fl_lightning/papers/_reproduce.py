@@ -1,6 +1,7 @@
 """The papers' tables and figures, run again: `fl-lightning reproduce PAPER[:TABLE]`."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,19 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment, load, read_yaml
 from fl_lightning.errors import ConfigError, errors_under, explain, suggest
 from fl_lightning.metrics import Interval
-from fl_lightning.papers._claims import VERDICTS, Claim, PaperTable, Reading, TableCell, Verdict, read, verdict
+from fl_lightning.papers._claims import (
+    VERDICTS,
+    Claim,
+    PaperTable,
+    Reading,
+    TableCell,
+    Verdict,
+    discovery_rates,
+    measured,
+    p_value,
+    read,
+    verdict,
+)
 from fl_lightning.papers._pictures import draw_table
 from fl_lightning.parallel import Jobs
 from fl_lightning.paths import CONFIGS
@@ -36,7 +49,7 @@ class Judged(NamedTuple):
         table: `paper:table`.
         claim: what was claimed.
         found: mean and interval over the seeds (of the paired difference, for an order); None where nothing was measured.
-        verdict: by the rule of `claims.verdict`.
+        verdict: by the rule of `papers.verdict`.
     """
 
     table: str
@@ -60,37 +73,55 @@ class Reproduction:
     failures: tuple[str, ...]
 
     def counts(self) -> dict[Verdict, int]:
-        """How many claims got each verdict."""
-        found = Counter(one.verdict for one in self.judged)
+        """How many claims got each verdict; those that follow from others are not counted again."""
+        found = Counter(one.verdict for one in self.judged if not one.claim.follows)
         return {one: found[one] for one in VERDICTS}
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """One row a claim: number, words, printed value, measured interval, verdict."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row a claim: number, words, printed value, measured interval, verdict, adjusted p-value."""
         return [
             (
                 one.claim.id,
                 one.claim.says,
                 "" if one.claim.printed is None else f"{one.claim.printed:g}",
                 str(one.found or "-"),
-                one.verdict,
+                one.verdict + (f" (follows: {one.claim.follows})" if one.claim.follows else ""),
+                "" if math.isnan(rate) else f"{rate:.3f}" if rate >= 0.001 else "< 0.001",
             )
-            for one in self.judged
+            for one, rate in zip(self.judged, self.rates(), strict=True)
         ]
+
+    def rates(self) -> list[float]:
+        """Benjamini and Hochberg's adjusted p-value of each claim, over the family of its paper; NaN where it has none."""
+        rates = dict.fromkeys(range(len(self.judged)), math.nan)
+        for paper in {one.table.partition(":")[0] for one in self.judged}:
+            family = [place for place, one in enumerate(self.judged) if self._counts(one, paper)]
+            values = [p_value(self.judged[place].claim, self.judged[place].found) for place in family]
+            rates |= dict(zip(family, discovery_rates(values), strict=True))
+        return list(rates.values())
+
+    @staticmethod
+    def _counts(one: Judged, paper: str) -> bool:
+        """Whether a claim of the paper stands for itself: what follows from others is not counted again."""
+        return one.table.partition(":")[0] == paper and not one.claim.follows
 
     def summary(self) -> str:
         """How many claims are decided, and the verdicts by paper, as text."""
-        decided = len(self.judged) - self.counts()["undecided"]
-        lines = [f"{len(self.judged)} claims, {decided} decided.", "", f"| paper | {' | '.join(VERDICTS)} |"]
+        counted = sum(self.counts().values())
+        decided = counted - self.counts()["undecided"]
+        also = len(self.judged) - counted
+        first = f"{counted} claims, {decided} decided; {also} more follow from them and are not counted again."
+        lines = [first, "", f"| paper | {' | '.join(VERDICTS)} |"]
         lines.append("|---" * (1 + len(VERDICTS)) + "|")
         papers = dict.fromkeys(one.table.partition(":")[0] for one in self.judged)
         for paper in papers:
-            own = Counter(one.verdict for one in self.judged if one.table.partition(":")[0] == paper)
+            own = Counter(one.verdict for one in self.judged if self._counts(one, paper))
             lines.append(f"| {paper} | {' | '.join(str(own[one]) for one in VERDICTS)} |")
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
         """The rows as a table."""
-        lines = ["| claim | | printed | measured | verdict |", "|---|---|---|---|---|"]
+        lines = ["| claim | | printed | measured | verdict | p, adjusted |", "|---|---|---|---|---|---|"]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows()]
         return "\n".join(lines) + "\n"
 
@@ -212,8 +243,8 @@ def reproduce(
     for name, table in tables.items():
         for claim in table.claims():
             pairs = zip(claim.cells, claim.readings, strict=True)
-            found, how = verdict(claim, [figures(name, cell, reading) for cell, reading in pairs])
-            judged.append(Judged(name, claim, found, how))
+            found = measured(claim, [figures(name, cell, reading) for cell, reading in pairs])
+            judged.append(Judged(name, claim, found, verdict(claim, found)))
     outcome = Reproduction(campaign.run_id, tuple(judged), tuple(campaign.failures.values()))
     store.log_text(campaign.run_id, outcome.markdown(), "verdicts.md")
     store.log_text(campaign.run_id, json.dumps(plain(outcome), indent=1), "verdicts.json")
@@ -243,9 +274,12 @@ def plain(outcome: Reproduction) -> list[dict[str, Any]]:
             "printed": one.claim.printed,
             "mean": one.found.mean if one.found else None,
             "half": one.found.half if one.found else None,
+            "n": one.found.n if one.found else 0,
             "verdict": one.verdict,
+            "follows": one.claim.follows,
+            "p_adjusted": None if math.isnan(rate) else rate,
         }
-        for one in outcome.judged
+        for one, rate in zip(outcome.judged, outcome.rates(), strict=True)
     ]
 
 

@@ -1,16 +1,31 @@
 """The papers' tables: numbered claims, the rule that judges them, and verdicts that come from MLflow alone."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY
+from scipy.stats import ttest_rel
 
 from fl_lightning import cli, tracking
 from fl_lightning.errors import ConfigError
-from fl_lightning.papers import experiments, find_tables, reproduce, write_verdicts
-from fl_lightning.papers._claims import Bound, Order, PaperTable, Printed, TableCell, read, verdict
+from fl_lightning.metrics import Interval
+from fl_lightning.papers import Judged, Reproduction, experiments, find_tables, reproduce, write_verdicts
+from fl_lightning.papers._claims import (
+    Bound,
+    Order,
+    PaperTable,
+    Printed,
+    TableCell,
+    discovery_rates,
+    measured,
+    p_value,
+    read,
+    verdict,
+)
 from fl_lightning.papers._pictures import draw_table
 from fl_lightning.paths import CONFIGS
 
@@ -39,7 +54,8 @@ SMALL: dict[str, Any] = {
 def judge(rule: Printed | Order | Bound, *values: list[float]) -> str:
     slot = {Printed: "printed", Order: "orders", Bound: "bounds"}[type(rule)]
     table = PaperTable(**SMALL | {"printed": [], "orders": [], "bounds": []} | {slot: [rule]})
-    return verdict(next(table.claims()), [dict(enumerate(own)) for own in values])[1]
+    claim = next(table.claims())
+    return verdict(claim, measured(claim, [dict(enumerate(own)) for own in values]))
 
 
 def printed(value: float, **more: Any) -> Printed:
@@ -57,7 +73,13 @@ def printed(value: float, **more: Any) -> Printed:
         (printed(0.1), [0.01, 0.01, 0.01], "weaker"),  # short by less than four tolerances
         (printed(0.8), [0.20, 0.90, 0.50], "undecided"),
         (printed(0.8), [0.80, 0.60, 0.70], "undecided"),
-        (printed(0.8), [0.72, 0.80, 0.70], "confirmed"),  # the interval reaches the printed value
+        (
+            printed(0.8),
+            [0.72, 0.80, 0.70],
+            "undecided",
+        ),  # the interval reaches the printed value: that is no confirmation
+        (printed(0.8), [0.80, 0.80], "undecided"),  # two seeds have no interval
+        (printed(0.85), [0.90, 0.90, 0.90], "confirmed"),  # just the tolerance away
         (printed(0.5, tolerance=0.2), [0.4, 0.35, 0.36], "confirmed"),
     ],
 )
@@ -93,7 +115,8 @@ def test_an_order_of_magnitudes_is_judged_on_logarithms():
     ("higher", "expected"),
     [
         ([0.51, 0.49, 0.50], "not reproduced"),  # the advantage is surely less than what matters
-        ([0.51, 0.52, 0.52], "confirmed"),  # small, but there
+        ([0.51, 0.52, 0.52], "not reproduced"),  # there, but surely too small to matter
+        ([0.54, 0.55, 0.56], "confirmed"),
         ([0.60, 0.45, 0.50], "undecided"),
     ],
 )
@@ -119,6 +142,53 @@ def test_an_order_may_allow_for_a_margin():
 )
 def test_limits(limits: dict[str, float], values: list[float], expected: str):
     assert judge(Bound(id="B", says="limit", row="loud | mean", **limits), values) == expected
+
+
+def test_no_claim_is_confirmed_by_being_imprecise():
+    """A true deviation of 0.1 is confirmed as no deviation no more often with three seeds than with nine: hardly ever."""
+    random = np.random.default_rng(0)
+    confirmed = {
+        n: sum(judge(printed(0.5), random.normal(0.6, 0.05, n).tolist()) == "confirmed" for _ in range(300))
+        for n in (3, 9)
+    }
+    assert max(confirmed.values()) <= 3
+
+
+def test_p_values_are_those_of_students_test():
+    claim = next(PaperTable(**SMALL | {"printed": [], "bounds": [], "orders": [ABOVE]}).claims())
+    higher, lower = [0.3, 0.5, 0.4, 0.45], [0.2, 0.1, 0.35, 0.3]
+    expected = ttest_rel(higher, lower, alternative="greater").pvalue
+    found = measured(claim, [dict(enumerate(higher)), dict(enumerate(lower))])
+    assert p_value(claim, found) == pytest.approx(expected)
+
+
+def test_p_values_of_a_family_are_adjusted():
+    # by hand: sorted .01 .02 .03 .04 times 4/1 4/2 4/3 4/4 give .04 each
+    assert discovery_rates([0.04, 0.01, math.nan, 0.03, 0.02])[:2] == pytest.approx([0.04, 0.04])
+    assert math.isnan(discovery_rates([0.1, math.nan])[1])
+
+
+def test_what_follows_from_other_claims_is_not_counted_again():
+    table = PaperTable(**SMALL | {"orders": [{**SMALL["orders"][0], "follows": "it is the same"}]})
+    claims = list(table.claims())
+    judged = tuple(Judged("own:t", claim, Interval(0.5, 0.01, n=3), "confirmed") for claim in claims)
+    outcome = Reproduction("run", judged, ())
+    assert sum(bool(claim.follows) for claim in claims) == 3
+    assert outcome.counts()["confirmed"] == len(claims) - 3
+    assert sum(math.isnan(rate) for rate in outcome.rates()) == 3
+    assert "(follows: it is the same)" in outcome.markdown()
+
+
+def test_a_limit_that_was_chosen_here_is_not_shown_as_printed():
+    own, theirs = (
+        next(
+            PaperTable(
+                **SMALL | {"printed": [], "orders": [], "bounds": [{**SMALL["bounds"][0], "printed": is_theirs}]}
+            ).claims()
+        )
+        for is_theirs in (False, True)
+    )
+    assert (own.printed, theirs.printed) == (None, 0.0)
 
 
 def test_nothing_measured_is_undecided():
@@ -216,7 +286,7 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     assert "of yesterday" not in target.read_text()
     assert target.read_text().count("| N.1 |") == 1
     counts = again.counts()
-    assert f"6 claims, {6 - counts['undecided']} decided." in target.read_text()
+    assert f"6 claims, {6 - counts['undecided']} decided;" in target.read_text()
     assert f"| own | {counts['confirmed']} | {counts['stronger']} |" in target.read_text()
     with pytest.raises(ConfigError, match="to write between"):
         write_verdicts(again, str(Path(__file__).parents[1] / "conftest.py"))

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
+STARTS, ITERATIONS = 10, 15  # of k-means
 TOO_FEW = 4
 """Below this number of rows nothing is clustered: all are kept."""
 
@@ -87,18 +88,60 @@ def two_means(values_C: Tensor) -> Split:
     return Split((rank_C > split) & apart, torch.where(apart, gap, 0.0))
 
 
-def k_means(points_CF: Tensor, k: int, seed: int) -> tuple[Tensor, float]:
-    """`[C]` int64 labels, named by size and then by lowest member, and the squared error within the groups."""
-    model = KMeans(n_clusters=k, n_init=10, random_state=seed % 2**32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct points than groups: there are then fewer groups
-        labels = model.fit_predict(points_CF.double().cpu().numpy())
-    named = np.unique(labels)
-    order = sorted(named, key=lambda label: (-(labels == label).sum(), np.argmax(labels == label)))
-    renamed = np.zeros(len(labels), dtype=np.int64)
-    for new, old in enumerate(order):
-        renamed[labels == old] = new
-    return torch.from_numpy(renamed), float(model.inertia_)
+def k_means(points_CF: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """`[C]` int64 labels, named by size and then by lowest member.
+
+    Args:
+        points_CF: `[C, F]`.
+        k: number of groups, fewer where there are fewer distinct points.
+        generator: of the starts, on the CPU.
+    """
+    points_CF = points_CF.double().cpu()
+    k = min(k, len(points_CF.unique(dim=0)))  # type: ignore[no-untyped-call]
+    labels = lloyd(points_CF[None], k, generator)[0][0].tolist()
+    order = sorted(set(labels), key=lambda label: (-labels.count(label), labels.index(label)))
+    return torch.tensor([order.index(label) for label in labels])
+
+
+def errors_of_groups(points_BCF: Tensor, k_max: int, generator: torch.Generator) -> Tensor:
+    """`[B, k_max]` squared errors of k-means in 1, ..., k_max groups, for each of B sets of points."""
+    return torch.stack([lloyd(points_BCF, k, generator)[1] for k in range(1, k_max + 1)], dim=1)
+
+
+def lloyd(points_BCF: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`[B, C]` labels and `[B]` squared errors: the best of ten k-means++ starts, for many small sets at once.
+
+    A library's k-means, called a thousand times by one gap statistic, takes seconds for its calls alone.
+
+    References:
+        Arthur, Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007.
+    """
+    points = points_BCF.repeat_interleave(STARTS, dim=0)
+    several = torch.arange(len(points))
+
+    def squared_to(centres: Tensor) -> Tensor:
+        return (points[:, :, None] - centres[:, None]).square().sum(3)
+
+    centres = points[several, torch.randint(points.shape[1], (len(points),), generator=generator)][:, None]
+    while centres.shape[1] < k:
+        near = squared_to(centres).amin(2)
+        chance = near + 1e-12 * near.amax(1, keepdim=True) + 1e-300
+        drawn = torch.multinomial(chance / chance.sum(1, keepdim=True), 1, generator=generator)[:, 0]
+        centres = torch.cat([centres, points[several, drawn][:, None]], dim=1)
+    for _ in range(ITERATIONS):
+        member = torch.nn.functional.one_hot(squared_to(centres).argmin(2), k).to(points)
+        sizes = member.sum(1)[:, :, None]
+        centres = torch.where(sizes > 0, member.mT @ points / sizes.clamp(min=1), centres)
+    squared = squared_to(centres)
+    errors = squared.amin(2).sum(1).view(-1, STARTS)
+    best = errors.argmin(1)
+    labels = squared.argmin(2).view(len(points_BCF), STARTS, -1)[torch.arange(len(points_BCF)), best]
+    return labels, errors.amin(1)
+
+
+def exact_errors(values_BC1: Tensor, k_max: int) -> Tensor:
+    """`[B, k_max]` `errors_within` of sets of numbers `[B, C, 1]`."""
+    return torch.tensor([errors_within(values_C1[:, 0], k_max) for values_C1 in values_BC1], dtype=torch.float64)
 
 
 def errors_within(values_C: Tensor, k_max: int) -> list[float]:
@@ -126,7 +169,7 @@ def errors_within(values_C: Tensor, k_max: int) -> list[float]:
 def gap_statistic(
     points_CF: Tensor,
     k_max: int,
-    errors: Callable[[Tensor, int], list[float]],
+    errors: Callable[[Tensor, int], Tensor],
     generator: torch.Generator,
     references: int = 10,
 ) -> int:
@@ -137,7 +180,7 @@ def gap_statistic(
     Args:
         points_CF: `[C, F]`, scaled to [0, 1] here.
         k_max: largest number of groups, at most C - 1.
-        errors: squared errors in 1, ..., k groups of points `[C, F]`.
+        errors: squared errors `[B, k]` in 1, ..., k groups, of B sets of points `[B, C, F]`.
         generator: of the references, on the CPU.
         references: how many.
 
@@ -151,11 +194,11 @@ def gap_statistic(
     k_max = min(k_max, len(points_CF) - 1)
     if k_max < 2 or not bool((high > low).any()):
         return 1
-    within = np.array(errors(scaled_CF, k_max))
-    drawn = [torch.rand(scaled_CF.shape, dtype=torch.float64, generator=generator) for _ in range(references)]
-    uniform = np.array([errors(points, k_max) for points in drawn]).clip(min=1e-300)
-    gaps = np.log(uniform.mean(0)) - np.log(within.clip(min=1e-300))  # no error left: a gap beyond all others
-    tolerance = np.sqrt(1.1) * np.log(uniform).std(0)
+    drawn = torch.rand((references, *scaled_CF.shape), dtype=torch.float64, generator=generator)
+    within = errors(scaled_CF[None], k_max)[0].clamp(min=1e-300)  # no error left: a gap beyond all others
+    uniform = errors(drawn, k_max).clamp(min=1e-300)
+    gaps = (uniform.mean(0).log() - within.log()).tolist()
+    tolerance = (1.1**0.5 * uniform.log().std(0, correction=0)).tolist()
     for k in range(1, k_max):
         if gaps[k - 1] >= gaps[k] - tolerance[k]:
             return k

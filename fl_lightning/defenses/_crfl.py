@@ -1,10 +1,22 @@
-"""CRFL: the global model is clipped and perturbed after every round, which certifies it against small backdoors."""
+"""CRFL: the global model is clipped and perturbed after every round, which certifies it against small backdoors.
+
+References:
+    Xie, Chen, Chen, Li, "CRFL: Certifiably Robust Federated Learning against Backdoor Attacks", ICML 2021, algorithm 1 and
+    theorem 1.
+"""
 
 from collections.abc import Sequence
 from math import erf, log, sqrt
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
+from fl_lightning.defenses._noise import noise
+from fl_lightning.defenses._verdicts import filtered, trained_slice
+from fl_lightning.registry import component
 
 
 def clipped_model(theta_D: Tensor, bound: float, trained: slice = slice(None)) -> Tensor:
@@ -55,3 +67,39 @@ def certified_radius(
     if scale == 0 or margin <= 0:
         return float("inf")
     return sqrt(-log(margin) * sigma**2 / scale)
+
+
+@component
+class Crfl(Defense):
+    """Clips the global model to a growing bound and adds noise to it after every round but the last.
+
+    Attributes:
+        rho0: bound of the model's norm in round 0.
+        rho_slope: added to the bound every round.
+        sigma: standard deviation of the noise.
+    """
+
+    name: ClassVar[str] = "crfl"
+    cites: ClassVar[tuple[str, ...]] = ("xie2021crfl",)
+    reads_rows: ClassVar[bool] = False
+
+    rho0: float = Field(default=2.0, gt=0)
+    rho_slope: float = Field(default=0.1, ge=0)
+    sigma: float = Field(default=0.01, ge=0)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """All rows stay; whether the model was clipped after the round before is told."""
+        everybody_C = torch.ones(len(updates_CD), dtype=torch.bool)
+        metrics = {"bound": self.rho0 + self.rho_slope * context.round, "clipped": state.get("clipped", 0.0)}
+        return filtered(updates_CD, context, everybody_C, state=state, metrics=metrics)
+
+    def after_step(self, global_D: Tensor, context: ServerContext, state: State) -> tuple[Tensor, State]:
+        """Theta / max(1, |theta| / rho_t), then noise unless this was the last round."""
+        trained = trained_slice(context)
+        bound = self.rho0 + self.rho_slope * context.round
+        clipped = float(global_D[trained].double().norm() > bound)
+        model_D = clipped_model(global_D, bound, trained)
+        if context.rounds is None or context.round + 1 < context.rounds:
+            shape = model_D[trained].shape
+            model_D[trained] += noise(shape, self.sigma, "gaussian", context.generator(self.name)).to(model_D)
+        return model_D, {"clipped": clipped}

@@ -1,13 +1,25 @@
-"""DeepSight: the classifier's update and outputs on noise tell of a client's labels; clients alike in that form groups."""
+"""DeepSight: the classifier's update and outputs on noise tell of a client's labels; clients alike in that form groups.
+
+References:
+    Rieger, Nguyen, Miettinen, Sadeghi, "DeepSight: Mitigating Backdoor Attacks in Federated Learning Through Deep Model
+    Inspection", NDSS 2022, algorithms 1 and 2.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.defenses._clusters import hdbscan
-from fl_lightning.defenses._spread import median
+from fl_lightning.aggregators import Aggregator, Geometry
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
+from fl_lightning.defenses._clusters import TOO_FEW, hdbscan
+from fl_lightning.defenses._rejection import need_validation
+from fl_lightning.defenses._spread import median, shortening
+from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import component
 
 
 class Labels(NamedTuple):
@@ -85,3 +97,58 @@ def deepsight(
             if float(suspicious_C[members_C].double().mean()) < tau:
                 keep_C |= members_C
     return keep_C
+
+
+@component
+class Deepsight(Defense):
+    """Groups clients by their classifier's updates and their outputs on noise, and removes groups that trained on few labels.
+
+    Attributes:
+        inputs: random inputs that the models are compared on, for each of `seeds` draws.
+        seeds: draws of the inputs.
+        tau: share of suspicious rows from which on a group is removed.
+    """
+
+    name: ClassVar[str] = "deepsight"
+    cites: ClassVar[tuple[str, ...]] = ("rieger2022deepsight",)
+    on_empty: ClassVar[Literal["keep_all", "skip"]] = "skip"
+    needs_samples: ClassVar[bool] = True
+    needs_classifier: ClassVar[bool] = True
+
+    inputs: int = Field(default=2000, ge=1)
+    seeds: int = Field(default=3, ge=1)
+    tau: float = Field(default=1 / 3, gt=0, le=1)
+
+    def check(self, aggregator: Aggregator, validation: bool) -> None:
+        """The server has samples: their shape is that of the noise."""
+        need_validation(self.name, validation or None)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Suspicious groups go, the others are clipped to the median norm; the round is skipped when all are suspicious."""
+        samples, norms_C = (
+            need_validation(self.name, context.validation),
+            geometry_of(updates_CD, context).trained.norms,
+        )
+        if context.layout is None:
+            raise ConfigError("needs a model whose layers are known")
+        weight, shape, bias = context.layout.classifier
+        weights_CKH = updates_CD[:, weight].view(-1, *shape)
+        labels = label_energies(weights_CKH, None if bias is None else updates_CD[:, bias])
+        random, ddif_SCK = context.generator(self.name), []
+        for _ in range(self.seeds):
+            noise = torch.rand((self.inputs, *samples.x.shape[1:]), generator=random).to(samples.x)
+            scores = [context.predict(context.global_D + row_D, noise) for row_D in updates_CD]
+            ddif_SCK.append(division_differences(scores, context.predict(context.global_D, noise)).nan_to_num(nan=1e12))
+        angles_CC = Geometry(updates_CD[:, weight if bias is None else bias]).cosine_distances
+        keep_C = deepsight(angles_CC, labels.neup_CK, ddif_SCK, labels.suspicious_C, self.tau)
+        if len(keep_C) < TOO_FEW:
+            keep_C = torch.ones_like(keep_C)
+        return filtered(
+            updates_CD,
+            context,
+            keep_C,
+            scale_C=shortening(norms_C, median(norms_C)),
+            scores_C=-labels.exceeding_C.double(),
+            metrics={"suspicious": float(labels.suspicious_C.double().mean())},
+            skip=True,
+        )

@@ -1,7 +1,24 @@
-"""FLARE: models whose inner representations of the server's samples are near those of many others weigh more."""
+"""FLARE: models whose inner representations of the server's samples are near those of many others weigh more.
+
+References:
+    Wang, Xiao, Chen, Hu, Lou, Hou, "FLARE: Defending Federated Learning against Model Poisoning Attacks via Latent Space
+    Representations", AsiaCCS 2022, algorithm 1.
+    Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A Kernel Two-Sample Test", JMLR 2012, equation 3.
+"""
+
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from fl_lightning.aggregators import Aggregator
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
+from fl_lightning.defenses._rejection import need_validation
+from fl_lightning.defenses._root import per_class
+from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.errors import ConfigError
+from fl_lightning.registry import component
 
 
 def mmd2(features_CnH: Tensor, gamma: float | None = None) -> Tensor:
@@ -50,3 +67,51 @@ def flare(distances_CC: Tensor, tau: float = 1.0) -> Tensor:
         return torch.full((len(distances_CC),), 1 / len(distances_CC), dtype=torch.float64)
     counts_C = votes(distances_CC)
     return (counts_C / (tau * counts_C.mean())).softmax(0)
+
+
+@component
+class Flare(Defense):
+    """Weighs rows by how many others have a similar inner representation of the server's samples.
+
+    The weights replace sample counts, and are never 0.
+
+    Attributes:
+        samples_per_class: validation samples of each class that are represented.
+        label: only samples of this class; None: of all.
+        gamma: of the kernel exp(-gamma |x - y|^2); None: 1 / H.
+        tau: temperature of the softmax.
+    """
+
+    name: ClassVar[str] = "flare"
+    cites: ClassVar[tuple[str, ...]] = ("wang2022flare",)
+    needs_samples: ClassVar[bool] = True
+    needs_classifier: ClassVar[bool] = True
+
+    samples_per_class: int = Field(default=10, ge=2)
+    label: int | None = Field(default=None, ge=0)
+    gamma: float | None = Field(default=None, gt=0)
+    tau: float = Field(default=1.0, gt=0)
+
+    def check(self, aggregator: Aggregator, validation: bool) -> None:
+        """The server has samples."""
+        need_validation(self.name, validation or None)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """All rows stay; the score is minus the weight, in units of an equal one."""
+        samples = need_validation(self.name, context.validation)
+        samples = per_class(samples, self.samples_per_class, self.label)
+        if len(samples) < 2:
+            raise ConfigError(f"class {self.label} has {len(samples)} of the server's samples, 2 are needed", "label")
+        if context.features is None:
+            raise ConfigError("flare needs a model whose last layer is linear")
+        features_CnH = torch.stack([context.features(context.global_D + row_D, samples.x) for row_D in updates_CD])
+        distances_CC = mmd2(features_CnH.nan_to_num(nan=0.0, posinf=1e12, neginf=-1e12).cpu(), self.gamma)
+        weights_C = flare(distances_CC, self.tau)
+        verdict = filtered(
+            updates_CD,
+            context,
+            torch.ones(len(updates_CD), dtype=torch.bool),
+            scores_C=-weights_C * len(weights_C),
+            metrics={"largest_weight": float(weights_C.max())},
+        )
+        return verdict._replace(weights_C=weights_C.to(context.weights_C))

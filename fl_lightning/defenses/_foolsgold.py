@@ -1,7 +1,19 @@
-"""FoolsGold: clients whose updates, summed over the rounds, point the same way count as one attacker and lose their weight."""
+"""FoolsGold: clients whose updates, summed over the rounds, point the same way count as one attacker and lose their weight.
+
+References:
+    Fung, Yoon, Beschastnikh, "The Limitations of Federated Learning in Sybil Settings", RAID 2020, algorithm 1.
+"""
+
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from fl_lightning.aggregators import Geometry
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of, trained_of
+from fl_lightning.defenses._verdicts import classifier_columns, filtered, recalled
+from fl_lightning.registry import component
 
 
 def foolsgold(cosines_CC: Tensor, kappa: float = 1.0) -> Tensor:
@@ -31,3 +43,51 @@ def foolsgold(cosines_CC: Tensor, kappa: float = 1.0) -> Tensor:
         return distinct_C
     share_C = (distinct_C / distinct_C.max()).clamp(max=0.99)
     return (kappa * (torch.log(share_C / (1 - share_C)) + 0.5)).clamp(0, 1)
+
+
+@component
+class Foolsgold(Defense):
+    """Takes weight from clients whose summed updates point the same way as another client's.
+
+    The weights replace sample counts. A single attacker is never caught, and independent noise looks like the best of clients.
+
+    Attributes:
+        features: whether the classifier's columns are remembered, as printed, or all.
+        kappa: confidence.
+        normalise: whether the weights are divided by their sum; printed is the plain sum, whose step grows with it.
+        max_memory: limit of the memory in GiB.
+    """
+
+    name: ClassVar[str] = "foolsgold"
+    cites: ClassVar[tuple[str, ...]] = ("fung2020limitations",)
+    on_empty: ClassVar[Literal["keep_all", "skip"]] = "skip"
+    needs_classifier: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
+
+    features: Literal["last_layer", "all"] = "last_layer"
+    kappa: float = Field(default=1.0, gt=0)
+    normalise: bool = True
+    max_memory: float = Field(default=2.0, gt=0)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Rows of weight 0 go; the round is skipped when all have it. The score is 1 minus the weight."""
+        rows_CF = trained_of(updates_CD, context)
+        if self.features == "last_layer":
+            rows_CF = updates_CD[:, classifier_columns(context).to(updates_CD.device)]
+        clients_C = clients_of(updates_CD, context).to(updates_CD.device)
+        history_NF = recalled(
+            state, "history", population_of(updates_CD, context), rows_CF.shape[1], rows_CF, self.max_memory
+        )
+        history_NF[clients_C] += rows_CF
+        weights_C = foolsgold(Geometry(history_NF[clients_C]).cosines, self.kappa).to(context.weights_C)
+        verdict = filtered(
+            updates_CD,
+            context,
+            weights_C > 0,
+            # the mean divides by the sum of the weights: this takes it back
+            scale_C=None if self.normalise else weights_C.sum().expand(len(weights_C)),
+            scores_C=1 - weights_C,
+            state={"history": history_NF},
+            skip=True,
+        )
+        return verdict._replace(weights_C=weights_C)

@@ -1,9 +1,21 @@
-"""Multi-metrics: Manhattan norm, Euclidean norm and cosine judge a row together, by how far it lies from the others in each."""
+"""Multi-metrics: Manhattan norm, Euclidean norm and cosine judge a row together, by how far it lies from the others in each.
+
+References:
+    Huang, Li, Chen, Shi, Gao, "Multi-metrics adaptively identifies backdoors in Federated learning", ICCV 2023,
+    section 4 (`printed`) and the authors' program (`program`); the two keep different rows.
+"""
+
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.defenses._angles import turns
+from fl_lightning.defenses._angles import model_norms, turns
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_of
+from fl_lightning.defenses._spread import count
+from fl_lightning.defenses._verdicts import filtered, trained_model
+from fl_lightning.registry import component
 
 
 def multi_metrics(differences_CF: Tensor) -> Tensor:
@@ -56,3 +68,37 @@ def program_metrics(distances_CC: Tensor, manhattan_CC: Tensor, models_C: Tensor
     """
     lengths_CC = (models_C[:, None] - models_C).abs()
     return torch.stack([distances_CC.square().sum(1), manhattan_CC.double().sum(1), lengths_CC.sum(1)], dim=1)
+
+
+@component
+class MultiMetrics(Defense):
+    """Keeps the rows whose Manhattan norm, Euclidean norm and cosine are together most like the others'.
+
+    Attributes:
+        keep_share: share of the rows that stay, at least one row.
+        form: `printed`, the paper's metrics of updates, or `program`, those of the authors' program, of whole models.
+    """
+
+    name: ClassVar[str] = "multi_metrics"
+    cites: ClassVar[tuple[str, ...]] = ("huang2023multi",)
+
+    keep_share: float = Field(default=0.3, gt=0, le=1)
+    form: Literal["printed", "program"] = "printed"
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """All but the share of lowest scores go."""
+        geometry, theta_D = geometry_of(updates_CD, context).trained, trained_model(context)
+        rows_CD, length = trained_of(updates_CD, context), float(theta_D.double().norm())
+        norms_C, along_C = geometry.norms, geometry.products(theta_D)
+        if self.form == "printed":
+            manhattan_C = torch.linalg.vector_norm(rows_CD, ord=1, dim=1, dtype=torch.float64).cpu()
+            differences_C3 = printed_metrics(manhattan_C, norms_C, along_C, length)
+        else:
+            manhattan_CC = torch.cdist(rows_CD, rows_CD, p=1).cpu()
+            models_C = model_norms(norms_C, along_C, length)
+            differences_C3 = program_metrics(geometry.model_cosine_distances(theta_D), manhattan_CC, models_C)
+        scores_C = multi_metrics(differences_C3).nan_to_num(nan=0.0)
+        order = scores_C.sort(stable=True).indices
+        keep_C = torch.zeros(len(updates_CD), dtype=torch.bool)
+        keep_C[order[: count(self.keep_share, len(order))]] = True
+        return filtered(updates_CD, context, keep_C, scores_C=scores_C.sqrt())

@@ -1,9 +1,20 @@
-"""Residual-based reweighting: rows far from a robust line through the ordered values of each coordinate weigh less."""
+"""Residual-based reweighting: rows far from a robust line through the ordered values of each coordinate weigh less.
+
+References:
+    Fu, Xie, Li, Chen, "Attack-Resistant Federated Learning with Residual-based Reweighting", arXiv 1912.11464, 2019, section 3.
+    Left out: the correction of single extreme values.
+"""
+
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._spread import median
+from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import component
 
 BLOCK = 2048  # coordinates looked at together: C^2 slopes each
 
@@ -42,3 +53,27 @@ def residual_weights(updates_CD: Tensor, lam: float = 2.0) -> Tensor:
         weight_BC = torch.where(residual_BC > 1e-12 * y_BC.abs().amax(1, keepdim=True), K / away_BC.clamp(min=K), 1.0)
         total_C += torch.zeros_like(ordered_CB).scatter_(0, order_CB, weight_BC.T).sum(1)
     return total_C
+
+
+@component
+class ResidualReweighting(Defense):
+    """Weighs rows by how near they lie to a robust line through the ordered values of each coordinate.
+
+    The weights replace sample counts.
+
+    Attributes:
+        lam: confidence: residuals beyond lam sqrt(2 / C) deviations count less.
+    """
+
+    name: ClassVar[str] = "residual_reweighting"
+    cites: ClassVar[tuple[str, ...]] = ("fu2019attack",)
+
+    lam: float = Field(default=2.0, gt=0)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """All rows stay; the score is minus the weight."""
+        rows_CD = trained_of(updates_CD, context)
+        weights_C = residual_weights(rows_CD, self.lam) / rows_CD.shape[1]
+        everybody_C = torch.ones(len(updates_CD), dtype=torch.bool)
+        verdict = filtered(updates_CD, context, everybody_C, scores_C=-weights_C)
+        return verdict._replace(weights_C=weights_C.to(context.weights_C))

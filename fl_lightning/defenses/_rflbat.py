@@ -1,10 +1,21 @@
-"""RFLBAT: outliers and groups among the rows' two principal components; the group whose rows agree least stays."""
+"""RFLBAT: outliers and groups among the rows' two principal components; the group whose rows agree least stays.
+
+References:
+    Wang, Zhai, Zhan, Xia, "RFLBAT: A Robust Federated Learning Algorithm against Backdoor Attack", arXiv 2201.03772, 2022,
+    algorithm 1.
+"""
+
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.defenses._clusters import gap_statistic, k_means
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
+from fl_lightning.defenses._clusters import errors_of_groups, gap_statistic, k_means
 from fl_lightning.defenses._spread import median
+from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import component
 
 
 def principal_components(squared_CC: Tensor, components: int = 2) -> Tensor:
@@ -60,15 +71,10 @@ def rflbat(
         return keep_C
     points_CF = principal_components(squared_CC)
     keep_C = _inliers(points_CF, keep_C, eps1)
-    seed = generator.initial_seed()
-
-    def errors(points: Tensor, k_max: int) -> list[float]:
-        return [k_means(points, k, seed)[1] for k in range(1, k_max + 1)]
-
     rows = keep_C.nonzero().flatten()
-    groups = gap_statistic(points_CF[rows], min(9, len(rows) - 1), errors, generator)
+    groups = gap_statistic(points_CF[rows], 9, lambda sets, k: errors_of_groups(sets, k, generator), generator)
     if groups > 1:
-        labels = k_means(points_CF[rows], groups, seed)[0]
+        labels = k_means(points_CF[rows], groups, generator)
         agreement = {}
         for label in set(labels.tolist()):
             members = rows[labels == label]
@@ -80,3 +86,30 @@ def rflbat(
             keep_C = torch.zeros_like(keep_C)
             keep_C[rows[labels == chosen]] = True
     return _inliers(points_CF, keep_C, eps2)
+
+
+@component
+class Rflbat(Defense):
+    """Looks for outliers and groups among two principal components and keeps the group whose rows agree least.
+
+    Without an attack it keeps the most diverse group: about 1 - 1 / (number of groups) of the honest rows go.
+
+    Attributes:
+        eps1: summed distance, in medians, at which a row goes before the grouping.
+        eps2: the same after it.
+    """
+
+    name: ClassVar[str] = "rflbat"
+    cites: ClassVar[tuple[str, ...]] = ("wang2022rflbat",)
+    reads_rows: ClassVar[bool] = False
+
+    eps1: float = Field(default=10.0, gt=0)
+    eps2: float = Field(default=4.0, gt=0)
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Outliers and the other groups go; the score is the summed distance in the two components."""
+        geometry = geometry_of(updates_CD, context).trained
+        squared_CC = geometry.squared_distances
+        keep_C = rflbat(squared_CC, geometry.cosines, context.generator(self.name), self.eps1, self.eps2)
+        scores_C = summed_distances(principal_components(squared_CC))
+        return filtered(updates_CD, context, keep_C, scores_C=scores_C)

@@ -1,11 +1,22 @@
-"""SignGuard: rows of a usual length whose shares of positive, zero and negative entries lie in the largest cluster."""
+"""SignGuard: rows of a usual length whose shares of positive, zero and negative entries lie in the largest cluster.
+
+References:
+    Xu, Huang, Song, Lan, "Byzantine-robust Federated Learning through Collaborative Malicious Gradient Filtering", ICDCS 2022,
+    algorithm 2.
+"""
+
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from sklearn.cluster import MeanShift, estimate_bandwidth
 from torch import Tensor
 
-from fl_lightning.defenses._spread import median
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
+from fl_lightning.defenses._spread import count, median, shortening
+from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import component
 
 
 def sign_shares(rows_CF: Tensor) -> Tensor:
@@ -42,3 +53,63 @@ def largest_cluster(features_CF: Tensor, quantile: float = 0.5) -> Tensor:
     sizes = np.bincount(labels)
     winner = next(label for label in labels if sizes[label] == sizes.max())
     return torch.from_numpy(labels == winner)
+
+
+@component
+class Signguard(Defense):
+    """Keeps rows of a usual length in the largest cluster of sign statistics, no longer than the median.
+
+    Attributes:
+        low: shortest usual norm, in medians.
+        high: longest usual norm, in medians.
+        coordinates: share of the coordinates whose signs are counted, drawn afresh each round.
+        block: draw one contiguous block, as the authors' program does, instead of single coordinates.
+        reference: whether the cosine with, or the distance from, the last step of the global model is a feature, too.
+    """
+
+    name: ClassVar[str] = "signguard"
+    cites: ClassVar[tuple[str, ...]] = ("xu2022signguard",)
+    reads_rows: ClassVar[bool] = False
+
+    low: float = Field(default=0.1, ge=0)
+    high: float = Field(default=3.0, gt=0)
+    coordinates: float = Field(default=0.1, gt=0, le=1)
+    block: bool = False
+    reference: Literal["none", "cosine", "distance"] = "none"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}")
+        return self
+
+    def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
+        """Rows outside of either go; all stay when nobody is inside of both. The score is the distance of the shares."""
+        geometry = geometry_of(updates_CD, context).trained
+        width = trained_columns(updates_CD, context).stop
+        random, chosen = context.generator(self.name), count(self.coordinates, width)
+        if self.block:
+            start = int(torch.randint(width - chosen + 1, (1,), generator=random))
+            columns = torch.arange(start, start + chosen)
+        else:
+            columns = torch.randperm(width, generator=random)[:chosen]
+        shares_C3, norms_C = sign_shares(geometry.columns(columns)), geometry.norms
+        features_CF = shares_C3
+        if self.reference != "none":
+            step_D = (context.global_D - context.previous_D)[:width]
+            length, along_C = float(step_D.double().norm()), geometry.products(step_D)
+            if self.reference == "cosine":
+                away_C = along_C / (norms_C * length).clamp(min=1e-300)
+            else:
+                away_C = geometry.distances_from(step_D)
+                away_C = away_C / median(away_C).clamp(min=1e-300)
+            features_CF = torch.cat([shares_C3, away_C[:, None]], dim=1)
+        middle = median(norms_C)
+        return filtered(
+            updates_CD,
+            context,
+            usual_lengths(norms_C, self.low, self.high) & largest_cluster(features_CF),
+            scale_C=shortening(norms_C, middle),
+            scores_C=(features_CF - median(features_CF.T)).norm(dim=1),
+            metrics={"bound": float(middle)},
+        )

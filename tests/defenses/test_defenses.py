@@ -9,19 +9,46 @@ from fl_lightning.aggregators import Krum, Mean, Median
 from fl_lightning.data import Samples
 from fl_lightning.defenses import (
     AccuracyCheck,
+    AdaptiveClip,
+    Afa,
+    Alignins,
+    Anp,
+    Auror,
+    BackdoorIndicator,
     Cdp,
+    ClientMomentum,
+    ClippedClustering,
+    Crfl,
     Dagmm,
+    Deepsight,
     Defense,
     Err,
     ErrLfr,
+    FinePrune,
+    Flame,
+    Flanders,
+    Flare,
+    Fldetector,
+    Fltrust,
+    Foolsgold,
+    Freqfed,
     Ldp,
     Lfr,
+    MultiMetrics,
     NormBound,
     Pdrr,
     Pyod,
+    ResidualReweighting,
+    Rflbat,
+    Sageflow,
+    Signguard,
+    Sparsefed,
     StatisticalCheck,
+    ThreeSigma,
     Vae,
     Verdict,
+    Zeno,
+    Zenopp,
     clip,
     dagmm_scores,
     epsilon,
@@ -36,9 +63,40 @@ from fl_lightning.metrics import detection
 from fl_lightning.paths import CONFIGS
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component, registry
-from fl_lightning.testing.defenses import DEFENSE_CHECKS, check_defense, honest, server
+from fl_lightning.testing.defenses import DEFENSE_CHECKS, FILTER_CHECKS, check_defense, honest, server
 
 SETTINGS: dict[str, list[Defense]] = {
+    "adaptive_clip": [AdaptiveClip(), AdaptiveClip(bound=1.0, noise_multiplier=0.05)],
+    "afa": [Afa(), Afa(of="updates")],
+    "alignins": [Alignins(), Alignins(lambda_c=2.0, lambda_s=2.0)],
+    "anp": [Anp(steps=5)],
+    "auror": [Auror(calibration=2), Auror(columns="all", threshold=0.1, beta=1.0)],
+    "backdoor_indicator": [BackdoorIndicator(samples=40, epochs=2), BackdoorIndicator(samples=40, start=3)],
+    "client_momentum": [ClientMomentum()],
+    "clipped_clustering": [
+        ClippedClustering(),
+        ClippedClustering(clip=False),
+        ClippedClustering(window=2, max_tau=1.0),
+    ],
+    "crfl": [Crfl()],
+    "deepsight": [Deepsight(inputs=50)],
+    "fine_prune": [FinePrune(epochs=1)],
+    "flame": [Flame(), Flame(of="updates", lam=0.0)],
+    "flanders": [Flanders(n_byzantine=2, columns=50)],
+    "flare": [Flare(samples_per_class=3), Flare(label=1, samples_per_class=2)],
+    "fldetector": [Fldetector(window=2), Fldetector(window=2, restart=True)],
+    "fltrust": [Fltrust(root_samples=20), Fltrust(root_bias=(0, 0.5))],
+    "foolsgold": [Foolsgold(), Foolsgold(features="all", normalise=False)],
+    "freqfed": [Freqfed(), Freqfed(of="updates", shape="flat", low=1.0)],
+    "multi_metrics": [MultiMetrics(), MultiMetrics(form="program", keep_share=0.5)],
+    "residual_reweighting": [ResidualReweighting()],
+    "rflbat": [Rflbat()],
+    "sageflow": [Sageflow()],
+    "signguard": [Signguard(), Signguard(block=True, reference="cosine"), Signguard(reference="distance")],
+    "sparsefed": [Sparsefed(max_norm=1.0)],
+    "three_sigma": [ThreeSigma(), ThreeSigma(features="all", lam=1.0)],
+    "zeno": [Zeno(n_byzantine=3), Zeno(n_byzantine=0)],
+    "zenopp": [Zenopp(root_samples=20), Zenopp(stale=2, eps=0.1)],
     "accuracy_check": [AccuracyCheck(gamma=0.05), AccuracyCheck(gamma=0)],
     "cdp": [Cdp(std=0.1), Cdp(std=0.0), Cdp(distribution="gaussian")],
     "dagmm": [Dagmm(n_byzantine=3, epochs=5, references=5, steps=2)],
@@ -122,6 +180,51 @@ class Moody(Sound):
 
 
 @component
+class Moodier(Sound):
+    """Remembers outside of its state."""
+
+    name: ClassVar[str] = "moodier"
+    calls: ClassVar[list[int]] = []
+
+    def apply(self, updates_CD, context, state):
+        self.calls.append(1)
+        keep_C = torch.arange(len(updates_CD)) != len(self.calls) % len(updates_CD)
+        return super().apply(updates_CD, context, state)._replace(keep_C=keep_C)
+
+
+@component
+class Gossip(Sound):
+    """Changes what it remembers of those who are away."""
+
+    name: ClassVar[str] = "gossip"
+
+    def apply(self, updates_CD, context, state):
+        count_N = state["count"] + 1 if state else torch.zeros(context.population)
+        return super().apply(updates_CD, context, state)._replace(state={"count": count_N})
+
+
+@component
+class FirstCome(Sound):
+    name: ClassVar[str] = "first_come"
+
+    def apply(self, updates_CD, context, state):
+        keep_C = torch.arange(len(updates_CD)) < 5
+        return super().apply(updates_CD, context, state)._replace(keep_C=keep_C)
+
+
+@component
+class Rounding(Sound):
+    """Takes cosine distances as one minus a cosine."""
+
+    name: ClassVar[str] = "rounding"
+
+    def apply(self, updates_CD, context, state):
+        unit_CD = updates_CD / updates_CD.norm(dim=1, keepdim=True)
+        away_C = (1 - unit_CD @ unit_CD.T).sum(1)
+        return super().apply(updates_CD, context, state)._replace(keep_C=away_C < away_C.median())
+
+
+@component
 class Untaught(Sound):
     name: ClassVar[str] = "untaught"
 
@@ -146,7 +249,26 @@ BROKEN = {
     "deterministic": Moody(),
     "somebody_stays": Paranoid(),
     "missing_validation_taught": Untaught(),
+    "state_is_explicit": Moodier(),
+    "memory_of_the_absent": Gossip(),
 }
+LEARNT = {"accuracy_check", "cdp", "dagmm", "err", "err_lfr", "ldp", "lfr", "pdrr", "pyod", "vae"}
+"""Those that train on the rows, add noise, or break ties at random."""
+FILTERS = [defense for defense in CASES if defense.name not in LEARNT]
+
+
+@pytest.mark.parametrize("check", FILTER_CHECKS.values(), ids=FILTER_CHECKS)
+@pytest.mark.parametrize("defense", FILTERS, ids=str)
+def test_filters_measure_rows_only(defense, check):
+    check(defense)
+
+
+@pytest.mark.parametrize(
+    ("check", "broken"), [("positions_do_not_matter", FirstCome()), ("near_copies_told_apart", Rounding())]
+)
+def test_a_broken_filter_fails_its_check(check, broken):
+    with pytest.raises(AssertionError):
+        FILTER_CHECKS[check](broken)
 
 
 @pytest.mark.parametrize("check", DEFENSE_CHECKS)
@@ -180,7 +302,6 @@ def poisoned():
         AccuracyCheck(gamma=0.2),
         StatisticalCheck(),
         Vae(n_byzantine=3),
-        Dagmm(n_byzantine=3),
         Pyod(n_byzantine=3),
         Pyod(n_byzantine=3, detector="knn"),
     ],

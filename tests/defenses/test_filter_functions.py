@@ -13,7 +13,7 @@ from fl_lightning.defenses._angles import cosine_distances, model_distances, mod
 from fl_lightning.defenses._auror import indicative_columns, larger_group
 from fl_lightning.defenses._client_momentum import momentum
 from fl_lightning.defenses._clipped_clustering import larger_of_two
-from fl_lightning.defenses._clusters import errors_within, gap_statistic, majority, two_means
+from fl_lightning.defenses._clusters import errors_within, exact_errors, gap_statistic, majority, two_means
 from fl_lightning.defenses._crfl import certified_radius, clipped_model
 from fl_lightning.defenses._deepsight import label_energies
 from fl_lightning.defenses._flanders import flanders_scores
@@ -312,7 +312,7 @@ def test_auror(case):
     columns = indicative_columns(x[:, -4:], 0.5)
     expected = {"easy": ([8, 9, 10, 11], [2, 3, 4, 5, 6, 7, 8]), "hard": ([], list(range(9)))}[case]
     assert (columns.nonzero().flatten() + D - 4).tolist() == expected[0]
-    assert kept(larger_group(x[:, -4:][:, columns], 0.0, seed=0)) == expected[1]
+    assert kept(larger_group(x[:, -4:][:, columns], 0.0, torch.Generator().manual_seed(0))) == expected[1]
 
 
 @BOTH
@@ -386,12 +386,9 @@ def test_gap_statistic_counts_groups():
     random = torch.Generator().manual_seed(0)
     crowd = torch.randn(20, 1, generator=random)
 
-    def errors(points, k):
-        return errors_within(points[:, 0], k)
-
-    assert gap_statistic(crowd, 7, errors, random) == 1
-    assert gap_statistic(torch.cat([crowd, crowd[:6] + 20]), 7, errors, random) == 2
-    assert gap_statistic(torch.ones(5, 1), 7, errors, random) == 1
+    assert gap_statistic(crowd, 7, exact_errors, random) == 1
+    assert gap_statistic(torch.cat([crowd, crowd[:6] + 20]), 7, exact_errors, random) == 2
+    assert gap_statistic(torch.ones(5, 1), 7, exact_errors, random) == 1
 
 
 def test_angles_keep_their_digits():

@@ -20,6 +20,7 @@ from fl_lightning.aggregators._foundation import Foundation, foundation
 from fl_lightning.aggregators._geometric_median import GeometricMedian, geometric_median
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._krum import Krum, krum, krum_scores
+from fl_lightning.aggregators._lasa import Lasa, lasa
 from fl_lightning.aggregators._layout import Classifier, Layer, Layout, last_layer, layout_of
 from fl_lightning.aggregators._mda import Mda, mda
 from fl_lightning.aggregators._meamed import Meamed, meamed
@@ -82,6 +83,7 @@ REGISTRIES = {
             Dnc,
             GeometricMedian,
             Krum,
+            Lasa,
             Mda,
             Mean,
             Meamed,
@@ -116,6 +118,7 @@ __all__ = [
     "GeometricMedian",
     "Geometry",
     "Krum",
+    "Lasa",
     "Layer",
     "Layout",
     "Mda",
@@ -148,6 +151,7 @@ __all__ = [
     "geometric_median",
     "krum",
     "krum_scores",
+    "lasa",
     "last_layer",
     "layout_of",
     "mda",

@@ -5,7 +5,7 @@ from math import exp, sqrt
 import pytest
 import torch
 
-from fl_lightning.aggregators import squared_distances
+from fl_lightning.aggregators import Layer, lasa, squared_distances
 from fl_lightning.defenses._adaptive_clip import next_bound, sum_multiplier
 from fl_lightning.defenses._afa import afa, blocked
 from fl_lightning.defenses._alignins import alignins, direction, principal_signs
@@ -405,3 +405,29 @@ def test_angles_keep_their_digits():
     naive = 1 - torch.nn.functional.cosine_similarity(models.float()[:, None], models.float(), dim=2).double()
     assert float(((naive - exact).abs()[off] / exact[off]).max()) > 1e-3
     assert sqrt(float(exact.max())) < 1e-3
+
+
+@BOTH
+def test_lasa(case):
+    layers = [
+        Layer("0.weight", slice(0, 6), (2, 3)),
+        Layer("1.weight", slice(6, 10), (2, 2)),
+        Layer("1.bias", slice(10, 12), (2,)),
+    ]
+    sparse, dense = (lasa(X[case], layers, average=average) for average in ("sparse", "dense"))
+    everybody = list(range(9))
+    expected = {
+        "easy": (
+            [1.461454, 1.198011, 0.484801, 0.132104],
+            [[2, 3, 5, 6, 7, 8], [2, 3, 4, 6, 7, 8], [2, 3, 5, 6, 7, 8]],
+            [1.461454, 1.198011, 0.754608, 0.446228],
+        ),
+        "hard": (
+            [1.409746, 1.162484, 0.496246, 0.086495],
+            [everybody] * 3,
+            [1.409746, 1.162484, 0.725092, 0.43666],
+        ),
+    }[case]
+    near(sparse.update[:4], expected[0])
+    assert [kept(column) for column in sparse.kept.T] == expected[1]
+    near(dense.update[:4], expected[2])

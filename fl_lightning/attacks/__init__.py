@@ -3,10 +3,12 @@
 from fl_lightning.attacks._agr_tailored import AgrTailored
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
+from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._chain import Chain, chain
 from fl_lightning.attacks._cmp import Cmp
 from fl_lightning.attacks._copies import copies
+from fl_lightning.attacks._critical_layers import CriticalLayers, critical_layers
 from fl_lightning.attacks._deep import Deep
 from fl_lightning.attacks._fang_krum import FangKrum, fang_krum, fang_krum_partial
 from fl_lightning.attacks._fang_median import FangMedian
@@ -25,6 +27,7 @@ from fl_lightning.attacks._min_sum import MinSum, min_sum
 from fl_lightning.attacks._model_replacement import ModelReplacement
 from fl_lightning.attacks._mpaf import Mpaf, mpaf
 from fl_lightning.attacks._multi_party import MultiParty, joint_choice
+from fl_lightning.attacks._neurotoxin import Neurotoxin, free_coordinates
 from fl_lightning.attacks._objectives import (
     OBJECTIVES,
     AttributeTrigger,
@@ -42,6 +45,7 @@ from fl_lightning.attacks._objectives import (
 )
 from fl_lightning.attacks._patterns import PATTERNS, Bars, Blend, Checker, Patch, Pattern, Sinus, Warp
 from fl_lightning.attacks._perturbation import half_flipped, perturbation
+from fl_lightning.attacks._pga import Pga
 from fl_lightning.attacks._poisonedfl import PoisonedFL, poisonedfl
 from fl_lightning.attacks._projected import projected
 from fl_lightning.attacks._ray import ray, rays
@@ -84,6 +88,9 @@ REGISTRIES = {
             Fault,
             Shuffle,
             Chain,
+            Pga,
+            Neurotoxin,
+            CriticalLayers,
         ],
     ),
     "objective": Registry("objective", Objective, OBJECTIVES),
@@ -97,12 +104,14 @@ __all__ = [
     "Attack",
     "AttributeTrigger",
     "Backdoor",
+    "BackdoorTraining",
     "Bars",
     "Blend",
     "Chain",
     "Checker",
     "Choice",
     "Cmp",
+    "CriticalLayers",
     "Deep",
     "EdgeCase",
     "FangKrum",
@@ -126,9 +135,11 @@ __all__ = [
     "ModelReplacement",
     "Mpaf",
     "MultiParty",
+    "Neurotoxin",
     "Objective",
     "Patch",
     "Pattern",
+    "Pga",
     "Poisoned",
     "PoisonedFL",
     "Rop",
@@ -150,11 +161,13 @@ __all__ = [
     "bits_flipped",
     "chain",
     "copies",
+    "critical_layers",
     "disguised",
     "fang_krum",
     "fang_krum_partial",
     "fang_trimmed_mean",
     "follow_spread",
+    "free_coordinates",
     "gaussian",
     "half_flipped",
     "hidra",

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer as TorchOptimizer
 
 from fl_lightning.attacks._adversarial_task import AdversarialTask
+from fl_lightning.attacks._backdoor_training import attacker_client, full_boost
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._deep import benign_update
-from fl_lightning.attacks._model_replacement import attacker_client, full_boost
 from fl_lightning.attacks._objectives import Objective, TargetSamples
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View

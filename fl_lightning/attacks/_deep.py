@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.optim import Optimizer as TorchOptimizer
 
 from fl_lightning.attacks._adversarial_task import AdversarialTask
+from fl_lightning.attacks._backdoor_training import Start, attacker_client, backdoored, full_boost
 from fl_lightning.attacks._base import Poisoned
-from fl_lightning.attacks._model_replacement import Start, attacker_client, backdoored, full_boost
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing
 from fl_lightning.attacks._tunable import Choice, Tunable

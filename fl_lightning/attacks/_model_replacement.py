@@ -5,172 +5,44 @@ References:
     eq. 4 (constrain-and-scale), eq. 5 (train-and-scale).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from lightning.pytorch import Callback
 from pydantic import Field
-from torch import Tensor
 
+from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Poisoned
-from fl_lightning.attacks._cmp_mean import estimated_benign_sum
-from fl_lightning.attacks._objectives import Objective, Trigger
-from fl_lightning.attacks._pseudo_rehearsal import Rehearsing, as_probabilities, certain, rehearsed
-from fl_lightning.attacks._tunable import Choice, Tunable
+from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.callbacks import ProximalPull
-from fl_lightning.clients import Client
-from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
-
-Start = Literal["global", "foreseen"]
-
-
-def mix(clean: Samples, dirty: Samples, fraction: float, generator: torch.Generator) -> Samples:
-    """All clean samples plus as many dirty ones as make up `fraction` of the whole, drawn with replacement if need be.
-
-    Args:
-        clean: the attacker's own samples.
-        dirty: what it wants the model to learn.
-        fraction: share of dirty samples, in (0, 1).
-        generator: CPU generator.
-
-    Returns:
-        The samples to train on; local training shuffles them.
-    """
-    count = max(1, round(len(clean) * fraction / (1 - fraction)))
-    rounds = -(-count // len(dirty))
-    order = torch.cat([torch.randperm(len(dirty), generator=generator) for _ in range(rounds)])[:count]
-    return Samples.cat([clean, dirty[order.to(dirty.y.device)]])
-
-
-def full_boost(n_clients: int, n_malicious: int, server_lr: float) -> float:
-    """The factor with which M equal attackers among C equal clients replace the global model: C / (eta M)."""
-    return n_clients / (server_lr * n_malicious)
-
-
-def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps: int | None = None) -> Client:
-    """The federation's local training with the attackers' own number of epochs or steps and learning rate."""
-    client = replace(client, optimizer=replace(client.optimizer, lr=lr_factor * client.optimizer.lr))
-    if steps:
-        return replace(client, steps=steps)
-    return replace(client, epochs=epochs, steps=None) if epochs else client
-
-
-def foreseen(view: View, honest_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The attackers' shares p_m of all weights, and sum p_n delta_n over the benign clients, known or estimated.
-
-    Args:
-        view: the attackers' view.
-        honest_MD: what the attackers take for honest updates of theirs in the estimate; None: those that they trained.
-    """
-    if view.knowledge == "full":
-        total = view.own_weights.sum() + view.benign_weights.sum()
-        return view.own_weights / total, (view.benign_weights / total) @ view.benign_updates
-    share = view.n_malicious / view.n_clients
-    seen_ND = view.known_updates
-    if honest_MD is not None:
-        seen_ND = torch.cat([honest_MD, seen_ND[view.n_malicious :]])
-    equal_N = torch.ones(len(seen_ND), device=seen_ND.device)
-    return share * view.own_weights / view.own_weights.sum(), estimated_benign_sum(seen_ND, equal_N, share)
-
-
-def start_model(view: View, start: Start, benign_sum_D: Tensor | None = None) -> Tensor:
-    """`[D]` the broadcast model, or F = G + eta sum p_n delta_n, to which the benign updates alone are expected to lead.
-
-    Boosted by C / (eta M), what an attacker that ends at X has learnt from F makes the mean X if the estimate is right; from G
-    it makes X + (F - G), in which honest training has undone part of a backdoor that G already has.
-    """
-    if start == "global":
-        return view.global_D
-    if benign_sum_D is None:
-        _, benign_sum_D = foreseen(view)
-    return view.global_D + view.server_lr * benign_sum_D
-
-
-def backdoored(
-    view: View,
-    poison_fraction: float,
-    client: Client,
-    callbacks: Callable[[], list[Callback]] = list,
-    start: Start = "global",
-    rehearsal: int = 0,
-) -> Tensor:
-    """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted."""
-    benign_sum_D = None
-    if rehearsal and start == "foreseen" and view.knowledge != "full":
-        honest_MD = view.train([certain(own) for own in rehearsed(view, rehearsal, view.global_D)])
-        _, benign_sum_D = foreseen(view, honest_MD)
-    start_D = start_model(view, start, benign_sum_D)
-    clean, dirty = view.own_samples, view.dirty_samples
-    if rehearsal:
-        clean = rehearsed(view, rehearsal, start_D)
-        dirty = [as_probabilities(view.dirty(certain(own)), view.classes) for own in clean]
-    mixed = [
-        mix(own, wished, poison_fraction, view.generator("mix", row))
-        for row, (own, wished) in enumerate(zip(clean, dirty, strict=True))
-    ]
-    return view.train(mixed, client, callbacks, start_D)
-
-
-def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> Tensor:
-    """The updates times min(boost, max_norm / ||update||): scaled as far as a bound on the norm lets pass (eq. 5).
-
-    Example:
-        >>> boosted(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), boost=2.0, max_norm=5.0)
-        tensor([[3.0000, 4.0000],
-                [0.6000, 0.8000]])
-    """
-    if max_norm is None:
-        return boost * updates_MD
-    norms_M1 = updates_MD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(updates_MD.dtype).tiny)
-    scaled_MD: Tensor = updates_MD * (max_norm / norms_M1).clamp(max=boost)
-    return scaled_MD
+from fl_lightning.registry import component
 
 
 @component
-class ModelReplacement(Rehearsing):
+class ModelReplacement(BackdoorTraining):
     r"""Malicious clients train a backdoor beside the main task and boost the update to replace the global model.
 
-    Constrain-and-scale: the attackers minimise $\alpha L_{class} + (1 - \alpha) \lVert X - G \rVert^2$ (here divided by alpha,
-    so that alpha does not act as a learning rate). Train-and-scale: they scale up to a norm that the server lets pass.
+    Constrain-and-scale: the attackers minimise $\alpha L_{class} + (1 - \alpha) L_{ano}$ (here divided by alpha, so that alpha
+    does not act as a learning rate), with $L_{ano} = \lVert X - G \rVert^2$, or its square root as in the released code.
+    Train-and-scale: they scale up to a norm that the server lets pass. With an adaptive server optimizer the default boost means
+    nothing: the server's step does not grow with the update.
 
     Attributes:
-        boost: factor on the update; None: C / (eta M), which replaces the model when the benign updates cancel out.
-        poison_fraction: share of dirty samples in the attackers' training data.
-        epochs: local epochs of the attackers; None: as everybody.
-        lr_factor: the attackers' learning rate relative to that of the federation.
         alpha: weight of the classification loss against the distance to the global model; 1: no constraint.
-        max_norm: largest norm of a submitted update; None: none.
-        start: where the attackers train from: the broadcast model as printed, which takes the benign updates to cancel out; or
-            the model that the benign updates alone would lead to. Benign clients undo together what an earlier attack left,
-            so that from the broadcast model success comes and goes when every round is attacked.
+        anomaly: L_ano: the squared distance, or the distance.
     """
 
     name: ClassVar[str] = "model_replacement"
-    serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
+    cites: ClassVar[tuple[str, ...]] = ("bagdasaryan2020how",)
 
-    objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)
     boost: Annotated[float | None, Tunable(1, 50, log=True)] = Field(default=None, gt=0)
-    poison_fraction: Annotated[float, Tunable(0.05, 0.6)] = Field(default=0.3, gt=0, lt=1)
-    epochs: Annotated[int | None, Tunable(1, 6, integer=True)] = Field(default=None, ge=1)
-    lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
     alpha: float = Field(default=1.0, gt=0, le=1)
-    max_norm: float | None = Field(default=None, gt=0)
-    start: Annotated[Start, Choice(("global", "foreseen"))] = "global"
+    anomaly: Literal["l2_squared", "l2"] = "l2_squared"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on clean and dirty samples together, then boost."""
-        # ProximalPull is rho / 2 times the squared distance
-        rho = 2 * (1 - self.alpha) / self.alpha
-        client = attacker_client(view.client, self.epochs, self.lr_factor)
-
-        def callbacks() -> list[Callback]:
-            return [ProximalPull(rho)] if rho else []
-
-        updates_MD = backdoored(view, self.poison_fraction, client, callbacks, self.start, self.rehearsal)
-        boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
-        return Poisoned(boosted(updates_MD, boost, self.max_norm), metrics={"boost": boost})
+        weight = (1 - self.alpha) / self.alpha
+        # ProximalPull is rho / 2 times the squared distance, or rho times the distance
+        rho = 2 * weight if self.anomaly == "l2_squared" else weight
+        pull = [lambda: ProximalPull(rho, squared=self.anomaly == "l2_squared")] if rho else []
+        return self.sent(view, self.trained(view, *pull), {})

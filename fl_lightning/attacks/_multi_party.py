@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fl_lightning.attacks._backdoor_training import Start, foreseen, mix, start_model
 from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._model_replacement import Start, foreseen, mix, start_model
 from fl_lightning.attacks._objectives import LabelMap, Objective
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View

@@ -7,7 +7,10 @@ They work in any Trainer: nothing here imports the rest of the project. A callba
 from lightning.pytorch import Callback
 
 from fl_lightning.callbacks.fl_wbc import FLWBC
+from fl_lightning.callbacks.frozen import Frozen
 from fl_lightning.callbacks.hessian import HessianRegularizer
+from fl_lightning.callbacks.loss_ascent import LossAscent
+from fl_lightning.callbacks.norm_ball import NormBall
 from fl_lightning.callbacks.proximal import ProximalPull
 
 CALLBACKS: dict[str, type[Callback]] = {
@@ -17,4 +20,4 @@ CALLBACKS: dict[str, type[Callback]] = {
 }
 """Callbacks by the name that configurations use."""
 
-__all__ = ["CALLBACKS", "FLWBC", "HessianRegularizer", "ProximalPull"]
+__all__ = ["CALLBACKS", "FLWBC", "Frozen", "HessianRegularizer", "LossAscent", "NormBall", "ProximalPull"]

@@ -35,7 +35,14 @@ from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_hone
 
 # Every registered attack takes its cases from here.
 CANONICAL: dict[str, list[dict]] = {
-    "label_flip": [{}, {"boost": 3.0}, {"flip": "per_client"}],
+    "label_flip": [
+        {},
+        {"boost": 3.0},
+        {"flip": "per_client"},
+        {"flip": "symmetric", "share": 0.5},
+        {"flip": "dynamic"},
+        {"objective": {"name": "trigger", "mode": "one_to_one", "source": 3}, "share": 0.7},
+    ],
     "gaussian": [{}, {"std": 0.1}, {"std": 0.1, "mean": 0.2, "replace": True}],
     "model_replacement": [{}, {"alpha": 0.5, "max_norm": 1.0}, {"rehearsal": 2, "start": "foreseen"}],
     "sign_flip": [{}, {"of": "mean", "knowledge": "full"}],
@@ -61,6 +68,12 @@ CANONICAL: dict[str, list[dict]] = {
         {"knowledge": "full", "objective": {"name": "label_map", "mapping": {5: 7}}},
         {"knowledge": "none", "distance": None, "objective": "trigger"},
     ],
+    "pga": [{}, {"average": False, "radius": 0.5, "objective": {"name": "label_map", "mapping": {5: 7}}}],
+    "neurotoxin": [
+        {"objective": {"name": "trigger", "pattern": "bars", "dba": True}},
+        {"ratio": 0.2, "mask_from": "own_gradient", "per_layer": True, "radius": 0.3, "boost": 2.0},
+    ],
+    "critical_layers": [{"epochs": 30, "lr_factor": 10.0, "poison_fraction": 0.5, "every": 2}],
     "min_max": [{"knowledge": "full"}, {"perturbation": "std", "flip_half": True, "spread": 0.1}],
     "min_sum": [{"knowledge": "full"}, {"perturbation": "sign", "bound": "min", "gamma": 2.0}],
     "agr_tailored": [

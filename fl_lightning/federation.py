@@ -1,21 +1,23 @@
 """The federated orchestrator: communication rounds with an attack and defenses between the clients and the server."""
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators import finite_rows
+from fl_lightning.aggregators import Geometry, Past, RoundRefusedError, finite_rows
 from fl_lightning.attacks import Goal, Services, Untargeted, View
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
-from fl_lightning.defenses import ServerContext, State, applied
+from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
 from fl_lightning.engines import Bench, Job, LocalRound, SharedTrainer
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.metrics import (
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 Metrics = dict[str, float]
+ROOT_SAMPLES = 100
+"""How many of its own samples the server trains a trusted update on."""
 
 
 class RoundReport(NamedTuple):
@@ -107,16 +111,21 @@ class Defended(NamedTuple):
     """What the defenses have left of the submitted updates.
 
     Attributes:
-        updates_RD: `[R, D]` the rows that stay, as the defenses have changed them.
+        geometry: of the rows that stay, as the defenses have changed them.
         weights_R: `[R]` their weights.
         keep_C: `[C]` bool, which of the submitted rows they are.
         metrics: what the defenses report, and how well they detected.
     """
 
-    updates_RD: Tensor
+    geometry: Geometry
     weights_R: Tensor
     keep_C: Tensor
     metrics: Metrics
+
+    @property
+    def updates_RD(self) -> Tensor:  # noqa: N802
+        """`[R, D]` the rows themselves, made on demand."""
+        return self.geometry.rows
 
 
 class Aggregated(NamedTuple):
@@ -154,6 +163,7 @@ class FederationState:
         attack: the attack's memory.
         defenses: each defense's memory.
         server: moments of the server's optimizer.
+        past: `reference_D`, the last aggregated update, once there was one.
         effect: the predicted effect of the attack on the parameters, once there was one.
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
@@ -166,6 +176,7 @@ class FederationState:
     attack: State
     defenses: dict[str, State]
     server: dict[str, Tensor] = field(default_factory=dict)
+    past: dict[str, Tensor] = field(default_factory=dict)
     effect: dict[str, Tensor] = field(default_factory=dict)
     history: list[Metrics] = field(default_factory=list)
     strongest: dict[str, Any] = field(default_factory=dict)
@@ -214,9 +225,20 @@ class Federation:
         if experiment.attack:
             with errors_under("attack"):
                 experiment.attack.check(self.data, flat.loss)
+        self._check_server()
         self.initial_D = flat.vector()
         self.state = self.initial_state()
         self.paired: Federation | None = self.twin() if experiment.attack and experiment.evaluation.twin else None
+
+    def _check_server(self) -> None:
+        """What only the built model can tell, and what is unwise about the rule's settings."""
+        for label, defense in self.experiment.defenses.items():
+            if defense.needs_classifier:
+                with errors_under(f"defenses.{label}"):
+                    _ = self.bench.flat.layout.classifier
+        rule = self.experiment.aggregator
+        for caution in rule.cautions(self.experiment.participation.per_round(len(self.assignment))):
+            warnings.warn(caution, stacklevel=3)
 
     def initial_state(self) -> FederationState:
         """The state before the first round."""
@@ -249,8 +271,8 @@ class Federation:
     def round(self) -> RoundReport:
         """One communication round."""
         clock = _Clock()
-        before_D = self.state.global_D
         sent = self.submitted(clock)
+        before_D = self.state.global_D
         with clock("defend"):
             left = self.defend(sent)
         with clock("aggregate"):
@@ -269,6 +291,8 @@ class Federation:
             if self.experiment.evaluation.effect:
                 with clock("effect"):
                     metrics |= self._effect(sent)
+        if self.state.round + 1 == self.experiment.rounds and not self.state.stopped:
+            metrics |= self.finish()
         return self._report(sent.cohort, metrics | clock.metrics(), sent.attacked)
 
     # The steps of a round: each returns what it found out, and remembers in `state` what the next round needs
@@ -276,13 +300,27 @@ class Federation:
     def submitted(self, clock: "_Clock | None" = None) -> Submitted:
         """Train the clients of the next round and poison what the malicious ones send.
 
-        The model stays where it is; only the attack and defenses at the clients remember that they have seen the round.
+        The model stays where it is, unless a defense changes what is broadcast; only the attack and defenses at the clients
+        remember that they have seen the round.
         """
         clock = clock or _Clock()
+        self.broadcast()
         with clock("train"):
             trained = self.protect(self.train(self.cohort()))
         with clock("poison"):
             return self.poison(trained)
+
+    def broadcast(self) -> None:
+        """What defenses make of the model before it is sent: updates are measured from it, the server's step starts from it."""
+        for label, defense in self._overriding("broadcast").items():
+            context, memory = self.context(self.state.global_D.new_ones(0)), self.state.defenses[label]
+            self.state.global_D, memory = defense.broadcast(self.state.global_D, context, memory)
+            self.state.defenses[label] = dict(memory)
+
+    def _overriding(self, hook: str) -> dict[str, Defense]:
+        """The defenses that do something at a hook."""
+        defenses = self.experiment.defenses.items()
+        return {label: one for label, one in defenses if getattr(type(one), hook) is not getattr(Defense, hook)}
 
     def cohort(self) -> Cohort:
         """Who takes part in the next round."""
@@ -318,9 +356,10 @@ class Federation:
             if not defense.at_clients:
                 continue
             acting_C = ~trained.cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
-            verdict = defense.apply(updates_CD[acting_C], self.context(weights_C[acting_C]), self.state.defenses[label])
+            context = self.context(weights_C[acting_C], trained.cohort.clients[acting_C.cpu()])
+            verdict = defense.apply(updates_CD[acting_C], context, self.state.defenses[label])
             updates_CD = updates_CD.clone()
-            updates_CD[acting_C] = applied(verdict, updates_CD[acting_C])
+            updates_CD[acting_C] = applied(verdict, updates_CD[acting_C], context.layout)
             self.state.defenses[label] = dict(verdict.state)
             metrics |= {f"defense/{label}/{name}": value for name, value in verdict.metrics.items()}
         return trained._replace(updates_CD=updates_CD, metrics=metrics)
@@ -392,59 +431,94 @@ class Federation:
 
     def defend(self, sent: Submitted) -> Defended:
         """Finite rows through every defense of the server in order."""
-        updates_CD, weights_C, poisoned_C = sent.updates_CD, sent.weights_C, sent.poisoned_C
         metrics: Metrics = {}
-        keep_C = finite_rows(updates_CD)
-        if not bool(keep_C.all()):
-            metrics["server/non_finite"] = float((~keep_C).sum())
-        for label, defense in self.experiment.defenses.items():
-            if defense.at_clients:
-                continue
-            rows = torch.nonzero(keep_C).flatten()
-            if not len(rows):
-                break
-            part_CD, part_C = updates_CD[rows], weights_C[rows]
-            verdict = defense.apply(part_CD, self.context(part_C), self.state.defenses[label])
-            updates_CD, weights_C = updates_CD.clone(), weights_C.clone()
-            updates_CD[rows], weights_C[rows] = applied(verdict, part_CD), verdict.weights_C
-            keep_C[rows] = verdict.keep_C
-            self.state.defenses[label] = dict(verdict.state)
-            prefix = f"defense/{label}"
-            metrics |= detection(verdict.keep_C, poisoned_C[rows], verdict.scores_C, prefix)
-            metrics |= {f"{prefix}/{name}": value for name, value in verdict.metrics.items()}
-        if any(not defense.at_clients for defense in self.experiment.defenses.values()):
-            metrics |= detection(keep_C, poisoned_C, None, "defense")
-        return Defended(updates_CD[keep_C], weights_C[keep_C], keep_C, metrics)
+        finite_C = finite_rows(sent.updates_CD)
+        if not bool(finite_C.all()):
+            metrics["server/non_finite"] = float((~finite_C).sum())
+        context, defenses = self.context(sent.weights_C, sent.cohort.clients), self.experiment.defenses
+        policy = self.experiment.server.all_flagged
+        left = defended(defenses, sent.updates_CD, finite_C, context, self.state.defenses, policy)
+        self.state.defenses = {label: dict(memory) for label, memory in left.states.items()}
+        for judged in left.judged:
+            metrics |= _judged(judged, sent.poisoned_C)
+        if any(not defense.at_clients for defense in defenses.values()):
+            metrics |= detection(left.keep_C, sent.poisoned_C, None, "defense")
+        return Defended(left.geometry, left.weights_R, left.keep_C, metrics)
 
-    def context(self, weights_C: Tensor) -> ServerContext:
-        """What the server knows when it looks at the updates of the next round."""
-        seed, round = self.bench.seed, self.state.round
+    def context(self, weights_C: Tensor, clients_C: Tensor | None = None) -> ServerContext:
+        """What the server knows when it looks at the updates of the next round.
+
+        Args:
+            weights_C: `[C]` of the rows.
+            clients_C: `[C]` who sent them; None: 0 to C - 1.
+        """
+        seed, round, flat, experiment = self.bench.seed, self.state.round, self.bench.flat, self.experiment
+        population, global_D = len(self.assignment), self.state.global_D
+
+        def train(samples: Samples, purpose: str, steps: int | None = None) -> Tensor:
+            # Batches are keyed by client: no client has this number, and every purpose another
+            number = population + key_of(0, purpose) % 2**31
+            job = Job(number, samples, torch.arange(len(samples), device=samples.y.device))
+            client = experiment.client if steps is None else replace(experiment.client, steps=steps)
+            return experiment.engine.train(self.bench, LocalRound(global_D, [job], client, round))[0]
+
         return ServerContext(
             round=round,
-            global_D=self.state.global_D,
+            global_D=global_D,
             previous_D=self.state.previous_D,
-            aggregator=self.experiment.aggregator,
+            aggregator=experiment.aggregator,
             weights_C=weights_C,
             validation=self.data.validation,
-            predict=self.bench.flat.scores,
-            losses=self.bench.flat.losses,
-            gradient=self.bench.flat.gradient,
+            predict=flat.scores,
+            losses=flat.losses,
+            gradient=flat.gradient,
             generator=lambda purpose: generator(seed, f"defense {purpose}", round),
-            sample_rate=self.experiment.participation.per_round(len(self.assignment)) / len(self.assignment),
+            sample_rate=experiment.participation.per_round(population) / population,
+            clients_C=clients_C,
+            population=population,
+            layout=flat.layout,
+            train=train,
+            features=flat.features,
+            rounds=experiment.rounds,
+            server_lr=experiment.server.lr if experiment.server.optimizer == "sgd" else None,
         )
 
+    def past(self) -> Past:
+        """What the rule may know beside the rows of the next round."""
+        context, samples = self.context(self.state.global_D.new_ones(0)), self.data.validation
+        train, seed = context.train, self.bench.seed
+
+        @cache
+        def trusted() -> Tensor:
+            assert samples is not None
+            assert train is not None
+            root = torch.randperm(len(samples), generator=generator(seed, "root samples"))[:ROOT_SAMPLES]
+            return train(samples[root.to(samples.y.device)], "trusted")
+
+        reference_D = self.state.past.get("reference_D")
+        return Past(reference_D, context.generator, context.layout, trusted if samples is not None else None)
+
     def aggregate(self, sent: Submitted, left: Defended) -> Aggregated:
-        """The rule over what the defenses have left."""
-        if not len(left.updates_RD):
+        """The rule over what the defenses have left; the round is skipped where nothing, or too little for the rule, is left."""
+        if not len(left.geometry) or not bool(left.weights_R.any()):
             lost = left.metrics.get("server/non_finite") == len(left.keep_C)
             reason = f"diverged: every update of round {self.state.round} holds NaN or Inf" if lost else None
             return Aggregated(None, {"server/skipped": 1.0}, reason)
-        rule = self.experiment.aggregator.without(int((~left.keep_C).sum()))
-        aggregate = rule(left.updates_RD, left.weights_R)
-        metrics: Metrics = {}
+        rule, past = self.experiment.aggregator.without(int((~left.keep_C).sum())), self.past()
+        try:
+            rule.check(len(left.geometry))
+        except ValueError:
+            return Aggregated(None, {"server/skipped": 1.0, "server/too_few": 1.0})
+        try:
+            aggregate = rule.on(left.geometry, left.weights_R, past=past)
+        except RoundRefusedError:
+            return Aggregated(None, {"server/skipped": 1.0, "server/refused": 1.0})
+        poisoned_R = sent.poisoned_C[left.keep_C]
+        figures = rule.figures(left.geometry, left.weights_R, past, poisoned_R)
+        metrics = {f"aggregator/{name}": value for name, value in figures.items()}
         if sent.attacked:
-            influence_R = rule.influence(left.updates_RD, left.weights_R, aggregate)
-            metrics["attack/selected"] = float(influence_R[sent.poisoned_C[left.keep_C]].sum())
+            influence_R = rule.influence_on(left.geometry, left.weights_R, aggregate, past=past)
+            metrics["attack/selected"] = float(influence_R[poisoned_R].sum())
         return Aggregated(aggregate.update, metrics)
 
     def step(self, result: Aggregated) -> None:
@@ -454,7 +528,12 @@ class Federation:
         state.stopped = result.stopped or state.stopped
         if result.update_D is None:
             return
+        state.past = {"reference_D": result.update_D}
         candidate_D = state.global_D + server.lr * server.direction(result.update_D, state.server)
+        for label, defense in self._overriding("after_step").items():
+            context = self.context(state.global_D.new_ones(0))
+            candidate_D, memory = defense.after_step(candidate_D, context, state.defenses[label])
+            state.defenses[label] = dict(memory)
         if not bool(torch.isfinite(candidate_D).all()):
             state.stopped = f"diverged: the global model of round {state.round} would hold NaN or Inf"
             return
@@ -468,6 +547,15 @@ class Federation:
         """Figures of the current global model."""
         attacked = self.experiment.attack is not None
         return evaluate(self.bench.flat, self.state.global_D, self.goal, self.data.classes, attacked)
+
+    def finish(self) -> Metrics:
+        """What defenses make of the model after the last round, and its figures as `final/`; nothing where none does anything."""
+        repairing = self._overriding("finish")
+        for label, defense in repairing.items():
+            context = self.context(self.state.global_D.new_ones(0))
+            self.state.global_D = defense.finish(self.state.global_D, context, self.state.defenses[label])
+        figures = self.evaluate() if repairing else {}
+        return {f"final/{name.replace('global/', '').replace('/', '_')}": value for name, value in figures.items()}
 
     def _impact(self, attacked: Metrics, honest: Metrics) -> Metrics:
         """Paired differences to the attack-free twin, and the attack effect on parameters ||W - W~||."""
@@ -567,6 +655,16 @@ def _averaged(labels: Iterable[str], reports: Iterable[Iterable[Mapping[str, flo
             for name, value in figures.items():
                 told.setdefault(f"client/{label}/{name}", []).append(value)
     return {name: sum(values) / len(values) for name, values in told.items()}
+
+
+def _judged(judged: Judged, poisoned_C: Tensor) -> Metrics:
+    """How well a defense detects by whom it removed and, where it tells, by whom it flagged, and its own figures."""
+    prefix, verdict, poisoned_n = f"defense/{judged.label}", judged.verdict, poisoned_C[judged.rows]
+    metrics = detection(verdict.keep_C, poisoned_n, verdict.scores_C, prefix)
+    if verdict.flagged_C is not None:
+        rates = detection(~judged.flagged_n, poisoned_n, None, prefix)
+        metrics |= {f"{prefix}/flagged_{name.rpartition('/')[2]}": value for name, value in rates.items()}
+    return metrics | {f"{prefix}/{name}": value for name, value in judged.metrics.items()}
 
 
 class _Clock:

@@ -82,6 +82,8 @@ class Server(Settings):
         beta2: decay of the second moment (adam, yogi).
         tau: adaptivity (adam, yogi).
         weights: whether clients weigh as many as they have samples, or all the same.
+        all_flagged: what happens when a defense flags all updates of a round: what the `method` says, all stay (`keep`), or the
+            round is skipped (`skip`).
     """
 
     lr: float = Field(default=1.0, gt=0)
@@ -90,6 +92,7 @@ class Server(Settings):
     beta2: float = Field(default=0.99, ge=0, lt=1)
     tau: float = Field(default=1e-3, gt=0)
     weights: Literal["samples", "equal"] = "samples"
+    all_flagged: Literal["method", "keep", "skip"] = "method"
 
     def direction(self, update_D: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`server_step` as configured."""

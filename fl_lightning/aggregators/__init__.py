@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fl_lightning.aggregators._arc import Arc, arc
-from fl_lightning.aggregators._base import Aggregate, Aggregator, finite_rows
+from fl_lightning.aggregators._base import Aggregate, Aggregator, RoundRefusedError, finite_rows
 from fl_lightning.aggregators._bucketing import Bucketing, bucketing
 from fl_lightning.aggregators._bulyan import Bulyan, bulyan
 from fl_lightning.aggregators._byzantine import Auto, Byzantine, assumed
@@ -132,6 +132,7 @@ __all__ = [
     "Past",
     "PreAggregator",
     "Rlr",
+    "RoundRefusedError",
     "SignVote",
     "Smea",
     "TrimmedMean",

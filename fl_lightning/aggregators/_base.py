@@ -28,6 +28,10 @@ class Aggregate(NamedTuple):
     scores: Tensor | None = None
 
 
+class RoundRefusedError(ValueError):
+    """The rule cannot do these rows in reasonable time: the round is skipped."""
+
+
 class Aggregator(Component, ABC):
     """A rule `[C, D] -> [D]`; calling it checks the input and leaves rows with NaN or Inf out.
 
@@ -137,6 +141,16 @@ class Aggregator(Component, ABC):
         n_byzantine: int | None = getattr(self, "n_byzantine", None)
         return (n_clients - 1) // 2 if n_byzantine is None else n_byzantine
 
+    def on(self, geometry: Geometry, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
+        """The call on finite rows whose geometry is known; rules that are weighted means do not make the rows themselves."""
+        return self(geometry.rows, weights_C, past=past)
+
+    def influence_on(
+        self, geometry: Geometry, weights_C: Tensor | None, result: Aggregate, *, past: Past | None = None
+    ) -> Tensor:
+        """`influence` of what `on` returned."""
+        return self.influence(geometry.rows, weights_C, result, past=past)
+
     def influence(
         self,
         updates_CD: Tensor,
@@ -173,12 +187,12 @@ class Aggregator(Component, ABC):
         return kept_C / kept_C.sum()
 
     def figures(
-        self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
+        self, geometry: Geometry, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
     ) -> Mapping[str, float]:
         """The rule's own figures about a round, logged under `aggregator/`; none unless a rule has some.
 
         Args:
-            updates_CD: `[C, D]` the finite rows that it aggregated.
+            geometry: of the finite rows that it aggregated.
             weights_C: `[C]` as in the call.
             past: as in the call.
             poisoned_C: `[C]` bool, which rows an attacker made: for measuring only.

@@ -72,6 +72,10 @@ class Foundation(PreAggregator):
         """C + m."""
         return n_clients + self.count(n_clients)
 
+    def extra(self, n_clients: int) -> int:
+        """The copied row may be malicious."""
+        return self.count(n_clients)
+
     def caution(self, n_clients: int, n_byzantine: int | None) -> str | None:
         """Copies of a malicious row can be a majority."""
         copies = self.count(n_clients)

@@ -298,7 +298,8 @@ def checked(squared_RR: Tensor, terms_RR: Tensor, block: Block) -> Tensor:
     doubtful_RR = squared_RR < CANCELLED * terms_RR
     if bool(doubtful_RR.fill_diagonal_(False).any()):
         squared_RR = torch.where(doubtful_RR, squared_distances(block.rows), squared_RR)
-    return squared_RR
+    original = (squared_RR == 0).int().argmax(1)  # rounding must not tell a row from its copy, nor break their tie
+    return squared_RR[original][:, original]
 
 
 def weighted_sum(updates_CD: Tensor, coefficients_C: Tensor) -> Tensor:
@@ -379,6 +380,11 @@ class Geometry:
         part = self._with(self._parts[:1])
         part.dimension = self._split
         return part
+
+    @property
+    def made(self) -> bool:
+        """Whether the rows exist as a matrix: as they were sent, or written already."""
+        return self._matrix is not None
 
     @property
     def rows(self) -> Tensor:

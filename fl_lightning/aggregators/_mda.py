@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fl_lightning.aggregators._base import RoundRefusedError
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._multi_krum import mean_of
@@ -44,7 +45,7 @@ class Conflicts:
         """Whether dropping at most `budget` of the rows (a mask) ends all conflicts among them."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise ValueError(
+            raise RoundRefusedError(
                 f"MDA's search took {MAX_NODES} steps with C={len(self.neighbours)}, f={self.n_byzantine}: use fewer"
             )
         degrees, best, most = 0, -1, 0

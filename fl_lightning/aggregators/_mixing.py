@@ -16,7 +16,7 @@ from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._byzantine import Auto
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
-from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of
+from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of, on_unmade
 from fl_lightning.registry import Component, ConfigError, Slot, component
 
 
@@ -67,6 +67,10 @@ class PreAggregator(Component, ABC):
     def caution(self, n_clients: int, n_byzantine: int | None) -> str | None:
         """What is unwise about the setting, in a sentence."""
         return None
+
+    def extra(self, n_clients: int) -> int:
+        """How many output rows beyond f may be malicious because of the step itself."""
+        return 0
 
     def without(self, removed: int) -> Self:
         """The same step after `removed` suspicious rows are gone."""
@@ -168,10 +172,14 @@ class Mixed(Aggregator):
 
     def check(self, n_clients: int) -> None:
         """Every step's condition, then the rule's on the rows that come out."""
+        n_rows = n_clients
         for step in self.steps:
-            step.check(n_clients)
-            n_clients = step.rows(n_clients)
-        self.rule.check(n_clients)
+            step.check(n_rows)
+            n_rows = step.rows(n_rows)
+        try:
+            self.rule.check(n_rows)
+        except ValueError as error:
+            raise ValueError(str(error) if n_rows == n_clients else f"{error}, made of {n_clients} updates") from None
 
     def rows(self, n_clients: int) -> int:
         """How many rows reach the rule."""
@@ -183,8 +191,8 @@ class Mixed(Aggregator):
         """The least that any part tolerates."""
         counts: list[int] = [count for step in self.steps if (count := getattr(step, "n_byzantine", None)) is not None]
         if self.rule.robust:
-            counts.append(self.rule.tolerated(self.rows(n_clients)))
-        return min([*counts, (n_clients - 1) // 2])
+            counts.append(self.rule.tolerated(self.rows(n_clients)) - sum(step.extra(n_clients) for step in self.pre))
+        return max(0, min([*counts, (n_clients - 1) // 2]))
 
     def assuming(self, n_byzantine: int) -> Self:
         """With another f in the rule."""
@@ -222,6 +230,10 @@ class Mixed(Aggregator):
         """Rows and scores are those of the updates, through the matrix."""
         return self.combine(Geometry(updates_CD), weights_C, past or Past())
 
+    def on(self, geometry: Geometry, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
+        """As the call, without making rows that nothing needs."""
+        return on_unmade(self, geometry, weights_C, past) or super().on(geometry, weights_C, past=past)
+
     def combine(self, geometry: Geometry, weights_C: Tensor | None, past: Past) -> Aggregate:
         """`aggregate` on rows whose geometry is known, perhaps not yet made themselves."""
         rule, past = self.rule.before_mixing(geometry, past)
@@ -253,10 +265,12 @@ class Mixed(Aggregator):
         return influence_of(mixed.matrix.T @ coefficients, updates_CD)
 
     def figures(
-        self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
+        self, geometry: Geometry, weights_C: Tensor | None, past: Past, poisoned_C: Tensor
     ) -> Mapping[str, float]:
         """The steps' own figures."""
-        geometry, figures = Geometry(updates_CD), dict[str, float]()
+        figures = dict[str, float]()
+        if all(type(step).figures is PreAggregator.figures for step in self.pre):
+            return figures
         for step in self.steps:
             mixing = step.mix(geometry, past)
             figures |= step.figures(mixing, poisoned_C)

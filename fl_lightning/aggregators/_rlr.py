@@ -5,6 +5,7 @@ References:
     equation 2.
 """
 
+import warnings
 from math import ceil
 from typing import Annotated, ClassVar, Self
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mean import Mean
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._signs import sign_sums, trained_columns
@@ -129,8 +131,11 @@ class Rlr(Aggregator):
         """As the inner rule."""
         return self.inner.shares(updates_CD, weights_C, result, **self.inner._told(past))
 
-    def figures(self, updates_CD: Tensor, weights_C: Tensor | None, past: Past, poisoned_C: Tensor) -> dict[str, float]:
+    def figures(self, geometry: Geometry, weights_C: Tensor | None, past: Past, poisoned_C: Tensor) -> dict[str, float]:
         """`flipped`: share of the parameters that move the other way."""
-        trained = trained_columns(past.layout, updates_CD.shape[1])
-        low = sign_sums(updates_CD[:, trained]).abs() < self.votes(len(updates_CD))
-        return {"flipped": float(low.double().mean()), **self.inner.figures(updates_CD, weights_C, past, poisoned_C)}
+        rows_CT = geometry.rows[:, trained_columns(past.layout, geometry.dimension)]
+        flipped = float((sign_sums(rows_CT).abs() < self.votes(len(rows_CT))).double().mean())
+        if past.reference_D is None and flipped > 0.9:
+            words = f"{flipped:.0%} of the parameters move against the clients' majority in the first round"
+            warnings.warn(f"rlr: {words}: lower theta={self.votes(len(rows_CT))}", stacklevel=2)
+        return {"flipped": flipped, **self.inner.figures(geometry, weights_C, past, poisoned_C)}

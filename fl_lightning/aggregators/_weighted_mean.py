@@ -1,12 +1,12 @@
 """Rules whose result is a weighted sum of the rows, with coefficients that follow from the rows' geometry."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators._base import Aggregate, Aggregator
+from fl_lightning.aggregators._base import Aggregate, Aggregator, check_weights
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.registry import component
@@ -48,6 +48,19 @@ class WeightedMean(Aggregator, ABC):
         """The weighted sum; rows with a coefficient are kept."""
         return self.combine(Geometry(updates_CD), weights_C, past or Past())
 
+    def on(self, geometry: Geometry, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
+        """The weighted sum; where the rows exist already, exactly what the call gives."""
+        return on_unmade(self, geometry, weights_C, past) or super().on(geometry, weights_C, past=past)
+
+    def influence_on(
+        self, geometry: Geometry, weights_C: Tensor | None, result: Aggregate, *, past: Past | None = None
+    ) -> Tensor:
+        """|c_i| / sum |c| over the rows."""
+        if geometry.made:
+            return super().influence_on(geometry, weights_C, result, past=past)
+        coefficients = self.resolved(len(geometry)).coefficients(geometry, past, weights_C)[: len(geometry)]
+        return normalised(coefficients).to(result.update.device)
+
     def combine(self, geometry: Geometry, weights_C: Tensor | None, past: Past) -> Aggregate:
         """`aggregate` on rows whose geometry is known, perhaps not yet made themselves."""
         coefficients, scores = self.weigh(geometry, past, weights_C)
@@ -59,6 +72,30 @@ class WeightedMean(Aggregator, ABC):
         """|c_i| / sum |c| over the rows."""
         coefficients = self.coefficients(Geometry(updates_CD), past, weights_C)
         return influence_of(coefficients, updates_CD)
+
+
+class Combining(Protocol):
+    """A rule that can aggregate rows which are not made."""
+
+    def resolved(self, n_clients: int) -> Self:
+        """See `Aggregator`."""
+
+    def check(self, n_clients: int) -> None:
+        """See `Aggregator`."""
+
+    def combine(self, geometry: Geometry, weights_C: Tensor | None, past: Past) -> Aggregate:
+        """See `WeightedMean`."""
+
+
+def on_unmade(rule: Combining, geometry: Geometry, weights_C: Tensor | None, past: Past | None) -> Aggregate | None:
+    """The aggregate of rows that are not made yet; None where they exist."""
+    if geometry.made:
+        return None
+    if weights_C is not None:
+        check_weights(weights_C)
+    rule = rule.resolved(len(geometry))
+    rule.check(len(geometry))
+    return rule.combine(geometry, weights_C, past or Past())
 
 
 def combined(geometry: Geometry, coefficients: Tensor, scores: Tensor | None, past: Past) -> Aggregate:

@@ -20,6 +20,7 @@ from fl_lightning.defenses._base import (
     trained_columns,
     trained_of,
 )
+from fl_lightning.defenses._chain import Chained, Judged, defended
 from fl_lightning.defenses._client_momentum import ClientMomentum
 from fl_lightning.defenses._clipped_clustering import ClippedClustering
 from fl_lightning.defenses._crfl import Crfl, certified_radius
@@ -109,6 +110,7 @@ __all__ = [
     "Auror",
     "BackdoorIndicator",
     "Cdp",
+    "Chained",
     "ClientMomentum",
     "ClippedClustering",
     "Crfl",
@@ -125,6 +127,7 @@ __all__ = [
     "Fltrust",
     "Foolsgold",
     "Freqfed",
+    "Judged",
     "Ldp",
     "Lfr",
     "MultiMetrics",
@@ -150,6 +153,7 @@ __all__ = [
     "clients_of",
     "clip",
     "dagmm_scores",
+    "defended",
     "detected",
     "epsilon",
     "epsilon_rdp",

@@ -5,16 +5,18 @@ References:
     Corrected here: F is read as an accuracy, as the text describes it; with losses the printed sign would be wrong.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator
+from fl_lightning.aggregators import Aggregator, median
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.models import predict
 from fl_lightning.registry import component
+
+Centre = Literal["median", "mean"]
 
 
 def others_mean(updates_CD: Tensor, weights_C: Tensor) -> Tensor:
@@ -27,16 +29,26 @@ def others_mean(updates_CD: Tensor, weights_C: Tensor) -> Tensor:
     return (total_D - weights_C1 * updates_CD) / rest_C1.clamp(min=1e-12)
 
 
+def centres(updates_CD: Tensor, weights_C: Tensor, centre: Centre) -> Tensor:
+    """`[C, D]` what each row is compared with: the median of all rows (a view), or the mean of the others."""
+    if centre == "mean":
+        return others_mean(updates_CD, weights_C)
+    return median(updates_CD).expand_as(updates_CD)
+
+
 @component
 class AccuracyCheck(Defense):
-    """Flags a row if acc(w_G + mean of the others) - acc(w_G + the row) > gamma on the server's validation samples.
+    """Flags a row if acc(w_G + centre) - acc(w_G + the row) > gamma on the server's validation samples.
 
     Attributes:
         gamma: tolerated loss of accuracy, in [0, 1].
+        centre: `median`: the coordinate-wise median of all rows. `mean`: the mean of the others, as in the paper, whose model a
+            single huge row ruins, so that nobody looks worse.
     """
 
     name: ClassVar[str] = "accuracy_check"
     gamma: float = Field(default=0.1, ge=0, le=1)
+    centre: Centre = "median"
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
         """The server has validation samples."""
@@ -50,6 +62,9 @@ class AccuracyCheck(Defense):
             scores = context.predict(context.global_D + update_D, samples.x)
             return float((predict(scores) == samples.y).double().mean())
 
-        pairs = zip(others_mean(updates_CD, context.weights_C), updates_CD, strict=True)
-        gaps_C = updates_CD.new_tensor([accuracy(others_D) - accuracy(own_D) for others_D, own_D in pairs])
+        if self.centre == "median":
+            usual = [accuracy(median(updates_CD))] * len(updates_CD)
+        else:
+            usual = [accuracy(others_D) for others_D in others_mean(updates_CD, context.weights_C)]
+        gaps_C = updates_CD.new_tensor([good - accuracy(row_D) for good, row_D in zip(usual, updates_CD, strict=True)])
         return detected(updates_CD, context, gaps_C > self.gamma, gaps_C)

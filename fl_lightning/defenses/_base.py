@@ -41,6 +41,7 @@ class ServerContext:
         features: `[n, H]` inputs of the classifier of a model `[D]` on inputs `[n, ...]`; None: not known.
         geometry: of the rows passed, shared along the chain; None: none yet (read it by `geometry_of`).
         rounds: how many rounds the federation plans; None: not known.
+        server_lr: by how much the server multiplies the aggregate; None: its step is not linear in it.
     """
 
     round: int
@@ -61,6 +62,7 @@ class ServerContext:
     features: Callable[[Tensor, Tensor], Tensor] | None = None
     geometry: Geometry | None = None
     rounds: int | None = None
+    server_lr: float | None = 1.0
 
 
 def clients_of(updates_CD: Tensor, context: ServerContext) -> Tensor:

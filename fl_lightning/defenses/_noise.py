@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fl_lightning.aggregators import Layout
 from fl_lightning.errors import ConfigError
 
 Distribution = Literal["laplace", "gaussian"]
@@ -28,9 +29,26 @@ def clip(updates_CD: Tensor, max_norm: float) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    norms_C1 = torch.linalg.vector_norm(updates_CD, dim=1, keepdim=True, dtype=torch.float64)
-    clipped_CD: Tensor = updates_CD * (max_norm / norms_C1.clamp(min=1e-300)).clamp(max=1).to(updates_CD.dtype)
+    norms_C = torch.linalg.vector_norm(updates_CD, dim=1, dtype=torch.float64)
+    clipped_CD: Tensor = updates_CD * clip_factors(norms_C, max_norm).to(updates_CD.dtype)[:, None]
     return clipped_CD
+
+
+def clip_factors(norms_C: Tensor, max_norm: float) -> Tensor:
+    """`[C]` what scales rows of these norms down to a bound: min(1, M / |u|)."""
+    return (max_norm / norms_C.clamp(min=1e-300)).clamp(max=1)
+
+
+def noised(
+    global_D: Tensor, std: float, distribution: Distribution, generator: torch.Generator, layout: Layout | None
+) -> Tensor:
+    """`[D]` the model with noise on its parameters; running statistics, whose variances must not be negative, have none."""
+    if not std:
+        return global_D
+    trained = slice(0, len(global_D)) if layout is None else layout.trained
+    noisy_D = global_D.clone()
+    noisy_D[trained] += noise(noisy_D[trained].shape, std, distribution, generator).to(noisy_D)
+    return noisy_D
 
 
 def noise(shape: torch.Size, std: float, distribution: Distribution, generator: torch.Generator) -> Tensor:

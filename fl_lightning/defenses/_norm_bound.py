@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
-from fl_lightning.defenses._noise import clip, noise
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
+from fl_lightning.defenses._noise import clip_factors, noised
 from fl_lightning.registry import component
 
 
@@ -22,8 +22,8 @@ class NormBound(Defense):
 
     Attributes:
         max_norm: bound on the Euclidean norm of an update.
-        noise_std: standard deviation of one Gaussian vector that is added to every row alike, so that the aggregate of any
-            translation-equivariant rule moves by it.
+        noise_std: standard deviation of the Gaussian noise on the parameters of the new model, after the server's step: neither
+            its learning rate nor its optimizer touches it.
     """
 
     name: ClassVar[str] = "norm_bound"
@@ -32,12 +32,13 @@ class NormBound(Defense):
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay; the score is the norm before clipping."""
-        norms_C = updates_CD.norm(dim=1)
-        bounded_CD = clip(updates_CD, self.max_norm)
-        if self.noise_std:
-            bounded_CD += noise(updates_CD.shape[1:], self.noise_std, "gaussian", context.generator("noise")).to(
-                bounded_CD
-            )
+        norms_C = geometry_of(updates_CD, context).trained.norms
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         clipped = float((norms_C > self.max_norm).double().mean())
-        return Verdict(everybody, context.weights_C, bounded_CD, norms_C, {}, {"clipped": clipped})
+        factors_C = clip_factors(norms_C, self.max_norm).to(updates_CD)
+        scores_C = norms_C.to(updates_CD.device, torch.promote_types(updates_CD.dtype, torch.float32))
+        return Verdict(everybody, context.weights_C, None, scores_C, {}, {"clipped": clipped}, factors_C)
+
+    def after_step(self, global_D: Tensor, context: ServerContext, state: State) -> tuple[Tensor, State]:
+        """The noise, on the parameters of the new model."""
+        return noised(global_D, self.noise_std, "gaussian", context.generator("noise"), context.layout), state

@@ -15,8 +15,17 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, Mean
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
-from fl_lightning.defenses._noise import Distribution, clip, epsilon, epsilon_rdp, noise
+from fl_lightning.defenses._base import (
+    Defense,
+    ServerContext,
+    State,
+    Verdict,
+    applied,
+    geometry_of,
+    trained_columns,
+    trained_of,
+)
+from fl_lightning.defenses._noise import Distribution, clip_factors, epsilon, epsilon_rdp, noise, noised
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import component
 
@@ -26,8 +35,8 @@ class Privacy(Defense, ABC):
     """Clipping and noise.
 
     Attributes:
-        max_norm: clipping norm.
-        std: standard deviation of the noise on every coordinate, before `rate`.
+        max_norm: clipping norm of an update's parameters.
+        std: standard deviation of the noise on every parameter, before `rate`.
         distribution: of the noise; a Laplace scale is std / sqrt(2).
         rate: factor on the noise. FL-WBC multiplies its noise by the clients' learning rate: give that rate here to compare on
             the same footing.
@@ -51,46 +60,41 @@ class Privacy(Defense, ABC):
                 raise ConfigError(f"rdp needs distribution gaussian, got {self.distribution!r}", "accountant")
             epsilon_rdp(1.0, 1.0, 1, self.delta, orders=12)
 
-    def private(
-        self,
-        updates_CD: Tensor,
-        shape: torch.Size,
-        context: ServerContext,
-        reach: float | None,
-        sample_rate: float = 1.0,
-    ) -> Verdict:
-        """Clip every row, add noise of the given shape, and account for it.
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise on every parameter."""
+        return self.std * self.rate
+
+    def factors(self, updates_CD: Tensor, context: ServerContext) -> Tensor:
+        """`[C]` what clips the rows' parameters."""
+        return clip_factors(geometry_of(updates_CD, context).trained.norms, self.max_norm).to(updates_CD)
+
+    def spent(
+        self, context: ServerContext, dimension: int, reach: float | None, sample_rate: float = 1.0
+    ) -> dict[str, float]:
+        """The epsilon of all rounds so far, or nothing where it is not known.
 
         Args:
-            updates_CD: `[C, D]`.
-            shape: of the noise.
-            context: random numbers and round.
-            reach: how far one client's presence can move what is released; None: not known, no epsilon.
+            context: the round.
+            dimension: number of noisy parameters.
+            reach: how far one client's presence can move what is released; None: not known.
             sample_rate: its probability of taking part in a round.
         """
-        std = self.std * self.rate
-        noisy_CD = clip(updates_CD, self.max_norm)
-        if std:
-            noisy_CD += noise(shape, std, self.distribution, context.generator(self.name)).to(noisy_CD)
-        metrics = {}
-        if reach is not None and std:
-            releases = context.round + 1
-            if self.accountant == "rdp":
-                spent = epsilon_rdp(reach, std, releases, self.delta, sample_rate)
-            else:
-                spent = epsilon(2 * reach, std, releases, shape[-1], self.distribution, self.delta)
-            metrics["epsilon"] = spent
-        everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
-        return Verdict(everybody, context.weights_C, noisy_CD, None, {}, metrics)
+        if reach is None or not self.deviation:
+            return {}
+        releases = context.round + 1
+        if self.accountant == "rdp":
+            return {"epsilon": epsilon_rdp(reach, self.deviation, releases, self.delta, sample_rate)}
+        return {"epsilon": epsilon(2 * reach, self.deviation, releases, dimension, self.distribution, self.delta)}
 
 
 @component
 class Cdp(Privacy):
-    """Central differential privacy: the server clips the updates and adds noise once to their aggregate.
+    """Central differential privacy: the server clips the updates and adds noise once, to the parameters of the new model.
 
-    The same noise is added to every row, so that the aggregate of any translation-equivariant rule moves by it. An epsilon is
-    reported for the mean only, whose sensitivity is known: max_norm times a client's share of the weights, twice that when one
-    client is replaced by another.
+    The noise is neither scaled by the server's learning rate nor seen by its optimizer. An epsilon is reported for the mean and
+    plain server steps only, whose sensitivity is known: max_norm times the learning rate times a client's share of the weights,
+    twice that when one client is replaced by another. It covers parameters, not running statistics.
     """
 
     name: ClassVar[str] = "cdp"
@@ -98,13 +102,24 @@ class Cdp(Privacy):
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay."""
         share = float(context.weights_C.max() / context.weights_C.sum())
-        reach = self.max_norm * share if isinstance(context.aggregator, Mean) else None
-        return self.private(updates_CD, updates_CD.shape[1:], context, reach, context.sample_rate)
+        known = isinstance(context.aggregator, Mean) and context.server_lr is not None
+        reach = self.max_norm * share * (context.server_lr or 0.0) if known else None
+        dimension = trained_of(updates_CD, context).shape[1]
+        metrics = self.spent(context, dimension, reach, context.sample_rate)
+        everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
+        return Verdict(everybody, context.weights_C, None, None, {}, metrics, self.factors(updates_CD, context))
+
+    def after_step(self, global_D: Tensor, context: ServerContext, state: State) -> tuple[Tensor, State]:
+        """The noise."""
+        random = context.generator(self.name)
+        return noised(global_D, self.deviation, self.distribution, random, context.layout), state
 
 
 @component
 class Ldp(Privacy):
     """Local differential privacy: every benign client clips its update and adds its own noise before anybody sees it.
+
+    Its epsilon covers parameters, not running statistics.
 
     Attributes:
         malicious_too: whether the malicious clients do so as well; attackers have no reason to.
@@ -117,4 +132,12 @@ class Ldp(Privacy):
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay; a client's clipped update may change by 2 max_norm."""
-        return self.private(updates_CD, updates_CD.shape, context, self.max_norm)
+        everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
+        scaled = Verdict(everybody, context.weights_C, None, scale_C=self.factors(updates_CD, context))
+        noisy_CD = applied(scaled, updates_CD, context.layout)
+        trained = trained_columns(updates_CD, context)
+        if self.deviation:
+            drawn = noise(noisy_CD[:, trained].shape, self.deviation, self.distribution, context.generator(self.name))
+            noisy_CD[:, trained] += drawn.to(noisy_CD)
+        metrics = self.spent(context, noisy_CD[:, trained].shape[1], self.max_norm)
+        return Verdict(everybody, context.weights_C, noisy_CD, None, {}, metrics)

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.aggregators import squared_distances
-from fl_lightning.defenses._accuracy_check import others_mean
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
+from fl_lightning.defenses._accuracy_check import Centre, centres
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, trained_of
 from fl_lightning.registry import component
 
 
@@ -31,16 +31,19 @@ def typical_distances(updates_CD: Tensor) -> Tensor:
 
 @component
 class StatisticalCheck(Defense):
-    """Flags rows that are typically farther than `max_distance` from the others, or below `min_cosine` with their mean.
+    """Flags rows that are typically farther than `max_distance` from the others, or point elsewhere than their centre.
 
     Attributes:
         max_distance: bound on the median L2 distance to the other rows; None: no bound.
-        min_cosine: bound on the cosine with the mean of the other rows; None: no bound.
+        min_cosine: bound on the cosine with the centre; None: no bound.
+        centre: `median`: the coordinate-wise median of all rows. `mean`: the mean of the others, as in the paper; a single
+            huge row then turns it against every honest one.
     """
 
     name: ClassVar[str] = "statistical_check"
     max_distance: float | None = Field(default=None, gt=0)
     min_cosine: float | None = Field(default=0.0, ge=-1, le=1)
+    centre: Centre = "median"
 
     @model_validator(mode="after")
     def _something_to_check(self) -> Self:
@@ -52,9 +55,10 @@ class StatisticalCheck(Defense):
         """The score is by how much the worse of the two bounds is missed, the distance relative to its bound."""
         excess = []
         if self.max_distance is not None:
-            excess.append(typical_distances(updates_CD) / self.max_distance - 1)
+            excess.append(typical_distances(trained_of(updates_CD, context)) / self.max_distance - 1)
         if self.min_cosine is not None:
-            others_CD = others_mean(updates_CD, context.weights_C)
-            excess.append(self.min_cosine - torch.cosine_similarity(updates_CD, others_CD, dim=1).double())
+            rows_CD = trained_of(updates_CD, context)
+            centre_CD = centres(rows_CD, context.weights_C, self.centre)
+            excess.append(self.min_cosine - torch.cosine_similarity(rows_CD, centre_CD, dim=1).double())
         scores_C = torch.stack(excess).amax(0)
         return detected(updates_CD, context, scores_C > 0, scores_C)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fl_lightning.aggregators import last_layer, layout_of
 from fl_lightning.data import Samples
 from fl_lightning.models._base import Loss
 from fl_lightning.models._losses import LOSSES, predict
@@ -30,6 +31,7 @@ class FlatNetwork:
 
     Attributes:
         trained: how many entries of the vector, the first ones, are parameters; the rest are statistics.
+        layout: which tensors the entries belong to.
     """
 
     def __init__(self, network: nn.Module, loss: Loss):
@@ -41,6 +43,7 @@ class FlatNetwork:
         self.shapes = [part.shape for part in tensors.values()]
         self.sizes = [part.numel() for part in tensors.values()]
         self.trained = sum(p.numel() for p in network.parameters())
+        self.layout = layout_of(network, self.names, self.shapes, self.trained)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters, then the buffers that are part of the model's state and hold real numbers."""
@@ -97,6 +100,23 @@ class FlatNetwork:
         parameters = self.split(theta_D)
         with self.eval_mode(), torch.inference_mode():
             return torch.cat([functional_call(self.network, parameters, (part,)) for part in torch.split(x, CHUNK)])
+
+    def features(self, theta_D: Tensor, x: Tensor) -> Tensor:
+        """`[n, H]` inputs of the classifier, the last linear layer, in eval mode, without gradients.
+
+        Raises:
+            ConfigError: the last layer is not linear.
+        """
+        self.layout.classifier  # noqa: B018 - raises
+        found = last_layer(self.network)
+        assert found is not None
+        seen: list[Tensor] = []
+        handle = found[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+        try:
+            self.scores(theta_D, x)
+        finally:
+            handle.remove()
+        return torch.cat(seen)
 
     def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
         """`[n]` per-sample losses in eval mode, without gradients."""

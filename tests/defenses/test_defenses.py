@@ -49,6 +49,7 @@ from fl_lightning.defenses import (
     Verdict,
     Zeno,
     Zenopp,
+    applied,
     clip,
     dagmm_scores,
     epsilon,
@@ -360,12 +361,13 @@ def test_noise_has_the_stated_deviation(distribution):
     assert abs(kurtosis - {"laplace": 6, "gaussian": 3}[distribution]) < 0.4
 
 
-def test_cdp_adds_noise_once_and_ldp_to_each():
+def test_cdp_adds_noise_once_to_the_model_and_ldp_to_each_row():
     rows, context = 0.01 * honest(), server(Mean())
-    moved = Cdp(std=0.2, rate=0.5).apply(rows, context, {}).updates_CD - rows
-    torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-6, rtol=0)
-    assert abs(float(moved[0].std()) - 0.1) < 0.02
-    moved = Ldp(std=0.2).apply(rows, context, {}).updates_CD - rows
+    cdp = Cdp(std=0.2, rate=0.5)
+    assert torch.equal(applied(cdp.apply(rows, context, {}), rows), rows)
+    moved = cdp.after_step(context.global_D, context, {})[0] - context.global_D
+    assert abs(float(moved.std()) - 0.1) < 0.02
+    moved = applied(Ldp(std=0.2).apply(rows, context, {}), rows) - rows
     assert abs(float(moved.std()) - 0.2) < 0.02
     assert float(torch.corrcoef(moved).fill_diagonal_(0).abs().max()) < 0.3
     assert Ldp.at_clients

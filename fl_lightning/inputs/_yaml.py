@@ -7,8 +7,6 @@ numbers; there is no way to name a class.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.resolver import BaseResolver
 
-from fl_lightning.errors import ConfigError, errors_under, excerpt
+from fl_lightning.errors import ConfigError, excerpt
 
 __all__ = ["read_yaml_file", "read_yaml_text", "write_yaml"]
 
@@ -185,10 +183,18 @@ def read_yaml_text(text: str, where: str = "") -> Any:
         >>> read_yaml_text("{lr: 1e-3, at: 1:01, rounds: [1, 2]}")
         {'lr': 0.001, 'at': '1:01', 'rounds': [1, 2]}
     """
-    with errors_under(where), _yaml_errors():
+    try:
         if len(text) > MAX_SIZE:
             raise ConfigError(f"it is larger than {MAX_SIZE:,} characters")
         return _Loader(text).get_single_data()
+    except ConfigError as error:
+        raise error.under(where) from None
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where or 'this'} is not YAML: {what}{line}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where or 'this'} is not YAML: {error}") from None
 
 
 def read_yaml_file(path: Path) -> Any:
@@ -205,20 +211,6 @@ def read_yaml_file(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     return read_yaml_text(text, str(path))
-
-
-@contextmanager
-def _yaml_errors() -> Iterator[None]:
-    try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"is not YAML: {what}{line}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from None
 
 
 def write_yaml(value: Any) -> str:

@@ -205,7 +205,7 @@ def test_override_gives_a_newly_validated_experiment():
     ("override", "parts"),
     [
         ("rounds", ["an override is written path=value", "'rounds'"]),
-        ("rounds=[1", ["rounds: is not YAML", "expected ',' or ']'"]),
+        ("rounds=[1", ["rounds is not YAML", "expected ',' or ']'"]),
         ("rounds.x=1", ["rounds is 10", "no key 'x'"]),
         ("atack.boost=1", ["atack", "unknown key", "did you mean 'attack'?"]),
         ("attack.bost=1", ["attack.bost", "did you mean 'boost'?"]),

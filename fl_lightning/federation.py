@@ -30,7 +30,7 @@ from fl_lightning.metrics import (
     predicted_effect,
     stealth,
 )
-from fl_lightning.models import FlatNetwork, loss_for
+from fl_lightning.models import FlatNetwork, check_size, loss_for
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator, key_of
 
@@ -202,6 +202,9 @@ class Federation:
             experiment.engine.check()
         trainer = SharedTrainer(experiment.trainer)
         data = experiment.data.synthetic() if experiment.fast else experiment.data.load()
+        per_round = experiment.participation.per_round(experiment.partition.clients)
+        with errors_under("model"):
+            check_size(experiment.model, data.shape, data.classes, per_round, trainer.device, trainer.dtype.itemsize)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key_of(seed, "initial model"))
             network = experiment.model.build(data.shape, data.classes).to(trainer.device, trainer.dtype)

@@ -414,7 +414,7 @@ def registry(slot: str) -> Registry:
         ConfigError: there is no such slot.
     """
     if slot not in SLOTS:
-        raise ConfigError(f"unknown slot {slot!r}; {suggest(slot, SLOTS)}")
+        raise ConfigError(f"unknown slot {excerpt(slot)}; {suggest(slot, SLOTS)}")
     module = importlib.import_module(SLOTS[slot])
     registries: dict[str, Registry] = module.REGISTRIES
     return registries[slot]

@@ -1,18 +1,17 @@
 """The command `fl-lightning`. Heavy imports wait until a command needs them."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from fl_lightning.cli._arguments import Parser, jobs, port
 
 # Threads that wait must not spin for long on a core that others need: beside one busy process a round is three times faster so.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    import subprocess
-
     from fl_lightning.config import Experiment
 
 DESCRIPTION = "Measure how badly federated learning can be poisoned, and what stops it."
@@ -27,20 +26,25 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "fl-lightning", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, action: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument(
+            "--debug", action="store_true", help="tell an error with its traceback; so does FL_LIGHTNING_DEBUG=1"
+        )
         sub.set_defaults(action=action)
         return sub
 
     def add_experiment(sub: argparse.ArgumentParser, optional: bool) -> None:
         what = "a name from `fl-lightning list experiment`, or a YAML file"
         sub.add_argument("experiment", metavar="EXPERIMENT", nargs="?" if optional else None, help=what)
-        sub.add_argument("overrides", metavar="path=value", nargs="*", help="changes, such as attack.boost=5")
+        sub.add_argument(
+            "overrides", metavar="path=value", nargs="*", default=[], help="changes, such as attack.boost=5"
+        )
         sub.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
 
     run = add("run", _run, "run one experiment, tracked in MLflow")
@@ -59,10 +63,11 @@ def parser() -> argparse.ArgumentParser:
         "tables",
         metavar="PAPER[:TABLE]",
         nargs="*",
+        default=[],
         help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
     )
     papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
-    papers.add_argument("--jobs", type=_jobs, default=2, help="worker processes; ray: on a Ray cluster")
+    papers.add_argument("--jobs", type=jobs, default=2, help="worker processes; ray: on a Ray cluster")
     papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
     papers.add_argument(
         "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
@@ -77,46 +82,67 @@ def parser() -> argparse.ArgumentParser:
     add_experiment(show, optional=False)
     data = add("data", _data, "get data sets, or list what is there")
     data.add_argument("verb", choices=["get", "list"])
-    data.add_argument("names", metavar="NAME", nargs="*", help="data sets to get")
+    data.add_argument("names", metavar="NAME", nargs="*", default=[], help="data sets to get")
     models = add("models", _models, "registered poisoned models: list, show, compare, export, analyze")
     models.add_argument("verb", choices=["list", "show", "compare", "export", "analyze"])
     models.add_argument(
-        "names", metavar="NAME", nargs="*", help="NAME, NAME@ALIAS or NAME/VERSION; for export then a folder"
+        "names",
+        metavar="NAME",
+        nargs="*",
+        default=[],
+        help="NAME, NAME@ALIAS or NAME/VERSION; for export then a folder",
     )
     models.add_argument("--attack", help="list only models of this attack")
     models.add_argument("--aggregator", help="list only models against this aggregator")
     models.add_argument("--against", metavar="NAME", help="analyze: the clean model; its attack-free twin if not given")
     models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
     ui = add("ui", _ui, "open the MLflow UI on the runs")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=port, default=5000)
     ui.add_argument("--host", default="127.0.0.1")
     return top
 
 
-def _jobs(text: str) -> "int | Literal['ray']":
-    """`ray`, or a number of processes."""
-    return "ray" if text == "ray" else int(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 2 for bad input, 1 for a run that failed, 130 for an interrupt."""
-    options = parser().parse_args(arguments)
-    from fl_lightning.errors import ConfigError
+    """Run a command; returns the exit code: 2 for bad input, 1 for a run that failed, 130 for an interrupt.
 
+    Every error is one line on stderr; with `--debug` the traceback stands before it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal without UTF-8 cannot show is no reason to lose a result
+            stream.reconfigure(errors="backslashreplace")
+    options = parser().parse_args(arguments)
     try:
         return int(options.action(options))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ConnectionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; `fl-lightning run --resume RUN_ID` or the same sweep goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # whatever it is, one line says it
+        return _tell(error, debug=options.debug or os.environ.get("FL_LIGHTNING_DEBUG", "") not in ("", "0"))
+
+
+def _tell(error: Exception, debug: bool) -> int:
+    """Print an error as one line; returns the exit code."""
+    from fl_lightning.errors import ConfigError, masked, one_line
+
+    if debug:
+        import traceback
+
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    if isinstance(error, ConfigError | ConnectionError):
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    hint = "" if debug else "; --debug shows where"
+    print(f"error: {one_line(f'{type(error).__name__}: {error}')}{hint}", file=sys.stderr)
+    return 1
+
+
+def _print_json(value: Any) -> None:
+    from fl_lightning.inputs import strict_json
+
+    print(strict_json(value))
 
 
 def _load(options: argparse.Namespace) -> "Experiment":
@@ -150,7 +176,7 @@ def _run(options: argparse.Namespace) -> int:
         outcome = runs.run(experiment, _label(options.experiment), _watch)
     print_outcome(outcome)
     if options.json:
-        print(json.dumps(outcome.to_dict()))
+        _print_json(outcome.to_dict())
     return 0
 
 
@@ -166,7 +192,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.json:
         from dataclasses import asdict
 
-        print(json.dumps(asdict(outcome)))
+        _print_json(asdict(outcome))
     return 0
 
 
@@ -198,7 +224,7 @@ def _matrix(options: argparse.Namespace) -> int:
     console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
     if options.json:
         rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
-        print(json.dumps(rows))
+        _print_json(rows)
     return 1 if outcome.campaign.failures else 0
 
 
@@ -207,8 +233,10 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     from fl_lightning.cli._progress import CampaignProgress
     from fl_lightning.cli._tables import wide_console
-    from fl_lightning.papers import find_tables, plain, reproduce, write_verdicts
+    from fl_lightning.papers import check_markers, find_tables, plain, reproduce, write_verdicts
 
+    if options.write:
+        check_markers(options.write)  # before hours are spent
     console = wide_console()
     tables = find_tables([] if options.tables == ["all"] else options.tables)
     listing = Table("table", "claims", "quick, min", "full, min", "what it shows", box=None)
@@ -235,7 +263,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.write:
         write_verdicts(outcome, options.write)
     if options.json:
-        print(json.dumps({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)}))
+        _print_json({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)})
     return 1 if outcome.failures else 0
 
 
@@ -310,58 +338,9 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    import socket
-    import subprocess
+    from fl_lightning.cli._browser import ui
 
-    from fl_lightning.errors import ConfigError
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            reason = f"cannot listen on {options.host}:{options.port} ({error.strerror}); try --port {options.port + 1}"
-            raise ConfigError(reason) from None
-    from fl_lightning import tracking
-    from fl_lightning.paths import runs_folder
-
-    uri = tracking.opened_uri()
-    if uri.startswith("http"):
-        print(f"MLflow runs at {uri}", flush=True)
-        dashboard = _dashboard(options.host, options.port)
-        return dashboard.wait() if dashboard else 0
-    print(f"MLflow UI on http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
-    place = ["--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
-    if uri.startswith("sqlite:"):
-        place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
-    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here is scored online
-    dashboard = _dashboard(options.host, options.port + 1)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=quiet, check=False
-        ).returncode
-    finally:
-        if dashboard:
-            dashboard.terminate()
-
-
-def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
-    """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
-    import subprocess
-    from importlib.util import find_spec
-
-    from fl_lightning.search import studies_url
-
-    studies = studies_url()
-    if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
-        return None
-    if find_spec("optuna_dashboard") is None:
-        print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)
-        return None
-    print(f"Optuna dashboard on http://{host}:{port}", flush=True)
-    program = "from optuna_dashboard._cli import main; main()"
-    place = [studies, "--host", host, "--port", str(port)]
-    return subprocess.Popen([sys.executable, "-c", program, *place], stdout=subprocess.DEVNULL)
+    return ui(options.host, options.port)
 
 
 def _label(experiment: str) -> str:

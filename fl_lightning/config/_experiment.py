@@ -140,6 +140,14 @@ class Experiment(BaseModel):
             _set(tree, path, value)
         return load(tree)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Experiment":
+        """A newly validated experiment with fields replaced; pydantic's own copy would take any value unseen.
+
+        Raises:
+            ConfigError: a field that does not exist, or a value that does not validate.
+        """
+        return _validated({name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
+
     def faster(self) -> "Experiment":
         """The same experiment on synthetic data, with few rounds and trials: to see that it runs at all."""
         cap = max(1, len(self.data.synthetic().train) // self.partition.clients)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 
+from fl_lightning.errors import ConfigError
 from fl_lightning.registry import Settings
 
 PRECISIONS: dict[Any, tuple[Any, torch.dtype]] = {
@@ -57,6 +58,16 @@ class _Lent:
         return len(self.batches or ())
 
 
+def _check_accelerator(accelerator: str) -> None:
+    """Refuse a device that this machine does not have."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(accelerator, True):
+        raise ConfigError(
+            f"this machine has no {accelerator} that torch can use; say cpu, or auto", "trainer.accelerator"
+        )
+
+
 class SharedTrainer:
     """A Trainer that can fit any number of modules, one after the other.
 
@@ -67,6 +78,7 @@ class SharedTrainer:
     def __init__(self, settings: TrainerSettings):
         for name in ("lightning.pytorch", "pytorch_lightning"):
             logging.getLogger(name).setLevel(logging.WARNING)  # else every fit says that it stopped at max_epochs
+        _check_accelerator(settings.accelerator)
         self.settings = settings
         precision, self.dtype = PRECISIONS[settings.precision]
         self.trainer = Trainer(

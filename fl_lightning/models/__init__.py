@@ -11,6 +11,7 @@ from fl_lightning.models._mlp import Mlp
 from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
 from fl_lightning.models._resnet18 import FrozenNorm2d, Resnet18
+from fl_lightning.models._size import check_size, count_parameters
 from fl_lightning.models._svm import Svm
 from fl_lightning.models._wbc_cifar_cnn import WbcCifarCnn
 from fl_lightning.models._wbc_fmnist_cnn import WbcFmnistCnn
@@ -42,7 +43,9 @@ __all__ = [
     "Svm",
     "WbcCifarCnn",
     "WbcFmnistCnn",
+    "check_size",
     "confidence",
+    "count_parameters",
     "cross_entropy",
     "draw_masks",
     "hinge",

@@ -19,6 +19,7 @@ from fl_lightning.papers._claims import (
 from fl_lightning.papers._reproduce import (
     Judged,
     Reproduction,
+    check_markers,
     experiments,
     find_tables,
     plain,
@@ -39,6 +40,7 @@ __all__ = [
     "Size",
     "TableCell",
     "Verdict",
+    "check_markers",
     "discovery_rates",
     "experiments",
     "find_tables",

@@ -32,10 +32,19 @@ from fl_lightning.papers._claims import (
 from fl_lightning.papers._pictures import draw_table
 from fl_lightning.parallel import Jobs
 from fl_lightning.paths import CONFIGS
-from fl_lightning.runs import Campaign, run_campaign
+from fl_lightning.runs import Campaign, run_campaign, write_atomically
 from fl_lightning.runs import Cell as Run
 
-__all__ = ["Judged", "Reproduction", "experiments", "find_tables", "plain", "reproduce", "write_verdicts"]
+__all__ = [
+    "Judged",
+    "Reproduction",
+    "check_markers",
+    "experiments",
+    "find_tables",
+    "plain",
+    "reproduce",
+    "write_verdicts",
+]
 
 SizeName = Literal["quick", "full"]
 LIGHT = {"tracking.register": "never", "tracking.models": False, "tracking.checkpoint_every": 10}
@@ -283,16 +292,30 @@ def plain(outcome: Reproduction) -> list[dict[str, Any]]:
     ]
 
 
-def write_verdicts(outcome: Reproduction, path: str) -> None:
-    """Put the summary and all verdicts between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
+def check_markers(path: str) -> tuple[str, str]:
+    """What stands before and after the markers that verdicts are written between.
 
     Raises:
-        ConfigError: the file has no such markers.
+        ConfigError: the file cannot be read or written, or has no markers `<!-- verdicts -->` and `<!-- /verdicts -->`.
     """
-    text = Path(path).read_text()
+    try:
+        with open(path, "r+", encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write to {path}: {getattr(error, 'strerror', None) or error}") from None
     head, start, rest = text.partition("<!-- verdicts -->")
     _, end, tail = rest.partition("<!-- /verdicts -->")
     if not start or not end:
         raise ConfigError(f"{path} has no <!-- verdicts --> and <!-- /verdicts --> to write between")
+    return head + start, end + tail
+
+
+def write_verdicts(outcome: Reproduction, path: str) -> None:
+    """Put the summary and all verdicts between the markers `<!-- verdicts -->` and `<!-- /verdicts -->` of a text file.
+
+    Raises:
+        ConfigError: see `check_markers`.
+    """
+    before, after = check_markers(path)
     every = f"<details><summary>every claim</summary>\n\n{outcome.markdown()}\n</details>\n"
-    Path(path).write_text(f"{head}{start}\n{outcome.summary()}\n{every}{end}{tail}")
+    write_atomically(Path(path), f"{before}\n{outcome.summary()}\n{every}{after}".encode())

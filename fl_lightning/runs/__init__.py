@@ -1,7 +1,7 @@
 """Tracked runs that can be killed and continued: one, one a seed, or a campaign of many."""
 
 from fl_lightning.runs._campaign import Campaign, Cell, run_campaign
-from fl_lightning.runs._checkpoint import Checkpoint, run_folder
+from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.runs._run import Outcome, Watch, one_seed, resume, run
 from fl_lightning.runs._warmup import attack_start
 
@@ -17,4 +17,5 @@ __all__ = [
     "run",
     "run_campaign",
     "run_folder",
+    "write_atomically",
 ]

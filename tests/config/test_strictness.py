@@ -78,3 +78,12 @@ def test_keys_of_a_file_that_are_no_text(tmp_path: Path):
     assert "1" in str(error_of(str(path)))
     for source in ("x" * 300, "nul\0", "x/" * 3000):
         assert "no such file" in str(error_of(source))
+
+
+@pytest.mark.parametrize("change", [{"rounds": -5}, {"nonsense": 1}, {"seeds": (1, 1)}, {"aggregator": "crum"}])
+def test_a_copy_with_changes_is_validated(change: dict[str, object]):
+    experiment = load("digits")
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        experiment.model_copy(update=change)
+    assert experiment.model_copy(update={"rounds": 7}).rounds == 7
+    assert experiment.model_copy() == experiment

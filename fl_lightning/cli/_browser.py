@@ -1,0 +1,82 @@
+"""The command `fl-lightning ui`: MLflow in the browser, and Optuna's dashboard beside it."""
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from fl_lightning import tracking
+from fl_lightning.errors import ConfigError, masked
+from fl_lightning.paths import runs_folder
+from fl_lightning.search import studies_url
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def ui(host: str, port: int) -> int:
+    """Serve the runs until Ctrl-C; returns the exit code.
+
+    Addresses of databases go to the servers by the environment: what stands in their arguments every user of the machine can
+    read, passwords, too.
+
+    Raises:
+        ConfigError: nothing can listen there.
+    """
+    _check_place(host, port)
+    uri = tracking.opened_uri()
+    if uri.startswith("http"):
+        print(f"MLflow runs at {masked(uri)}", flush=True)
+        dashboard = _dashboard(host, port)
+        return dashboard.wait() if dashboard else 0
+    print(f"MLflow UI on http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    place = ["--host", host, "--port", str(port)]
+    if uri.startswith("sqlite:"):
+        place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}  # nothing is scored online
+    dashboard = _dashboard(host, port + 1)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=os.environ | own, check=False
+        ).returncode
+    finally:
+        if dashboard:
+            dashboard.terminate()
+
+
+def _check_place(host: str, port: int) -> None:
+    if host not in LOCAL:
+        print(
+            f"warning: whoever reaches {host}:{port} can read, change and delete all runs, MLflow asks for no password; "
+            "on a shared machine use 127.0.0.1 and an SSH tunnel",
+            file=sys.stderr,
+        )
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "no name of a machine"
+            other = port + 1 if port < 65535 else 5000
+            raise ConfigError(f"cannot listen on {host}:{port} ({why}); try --port {other}") from None
+
+
+def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
+    """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
+    studies = studies_url()
+    if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
+        return None
+    if find_spec("optuna_dashboard") is None:
+        print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)
+        return None
+    print(f"Optuna dashboard on http://{host}:{port}", flush=True)
+    program = (
+        "import os, sys; sys.argv.insert(1, os.environ.pop('FL_LIGHTNING_STUDIES')); "
+        "from optuna_dashboard._cli import main; main()"
+    )
+    place = ["--host", host, "--port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *place],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"FL_LIGHTNING_STUDIES": studies},
+    )

@@ -465,17 +465,29 @@ class Federation:
             client = experiment.client if steps is None else replace(experiment.client, steps=steps)
             return experiment.engine.train(self.bench, LocalRound(global_D, [job], client, round))[0]
 
+        def random(purpose: str) -> torch.Generator:
+            return generator(seed, f"defense {purpose}", round)
+
+        validation = self.data.validation
+
+        @cache
+        def trusted() -> Tensor:
+            assert validation is not None
+            root = torch.randperm(len(validation), generator=generator(seed, "root samples"))[:ROOT_SAMPLES]
+            return train(validation[root.to(validation.y.device)], "trusted")
+
+        known = trusted if validation is not None else None
         return ServerContext(
             round=round,
             global_D=global_D,
             previous_D=self.state.previous_D,
             aggregator=experiment.aggregator,
             weights_C=weights_C,
-            validation=self.data.validation,
+            validation=validation,
             predict=flat.scores,
             losses=flat.losses,
             gradient=flat.gradient,
-            generator=lambda purpose: generator(seed, f"defense {purpose}", round),
+            generator=random,
             sample_rate=experiment.participation.per_round(population) / population,
             clients_C=clients_C,
             population=population,
@@ -484,22 +496,14 @@ class Federation:
             features=flat.features,
             rounds=experiment.rounds,
             server_lr=experiment.server.lr if experiment.server.optimizer == "sgd" else None,
+            past=Past(self.state.past.get("reference_D"), random, flat.layout, known),
         )
 
     def past(self) -> Past:
         """What the rule may know beside the rows of the next round."""
-        context, samples = self.context(self.state.global_D.new_ones(0)), self.data.validation
-        train, seed = context.train, self.bench.seed
-
-        @cache
-        def trusted() -> Tensor:
-            assert samples is not None
-            assert train is not None
-            root = torch.randperm(len(samples), generator=generator(seed, "root samples"))[:ROOT_SAMPLES]
-            return train(samples[root.to(samples.y.device)], "trusted")
-
-        reference_D = self.state.past.get("reference_D")
-        return Past(reference_D, context.generator, context.layout, trusted if samples is not None else None)
+        past = self.context(self.state.global_D.new_ones(0)).past
+        assert past is not None
+        return past
 
     def aggregate(self, sent: Submitted, left: Defended) -> Aggregated:
         """The rule over what the defenses have left; the round is skipped where nothing, or too little for the rule, is left."""
@@ -507,8 +511,9 @@ class Federation:
             lost = left.metrics.get("server/non_finite") == len(left.keep_C)
             reason = f"diverged: every update of round {self.state.round} holds NaN or Inf" if lost else None
             return Aggregated(None, {"server/skipped": 1.0}, reason)
-        rule, past = self.experiment.aggregator.without(int((~left.keep_C).sum())), self.past()
+        past = self.past()
         try:
+            rule = self.experiment.aggregator.dropping(~left.keep_C)
             rule.check(len(left.geometry))
         except ValueError:
             return Aggregated(None, {"server/skipped": 1.0, "server/too_few": 1.0})

@@ -210,6 +210,14 @@ class Aggregator(Component, ABC):
             return self
         return self.assuming(max(0, n_byzantine - removed))
 
+    def dropping(self, dropped_C: Tensor) -> Self:
+        """`without` the rows of a mask, for rules that tell rows apart by their place.
+
+        Raises:
+            ValueError: the rule cannot go on without them.
+        """
+        return self.without(int(dropped_C.sum()))
+
     def _without_rows(
         self, dropped_C: Tensor, updates_CD: Tensor, weights_C: Tensor | None
     ) -> tuple[Self, Tensor, Tensor | None]:
@@ -217,8 +225,9 @@ class Aggregator(Component, ABC):
         dropped = int(dropped_C.sum())
         if dropped == len(updates_CD):
             raise ValueError(f"all {dropped} updates contain NaN or Inf")
-        rule, rest = self.without(dropped), None if weights_C is None else weights_C[~dropped_C]
+        rest = None if weights_C is None else weights_C[~dropped_C]
         try:
+            rule = self.dropping(dropped_C)
             rule.check(len(updates_CD) - dropped)
             if rest is not None:
                 check_weights(rest)

@@ -204,6 +204,10 @@ class Mixed(Aggregator):
             return self
         return self._parts(self.rule.without(removed), tuple(step.without(removed) for step in self.pre))
 
+    def dropping(self, dropped_C: Tensor) -> Self:
+        """As the rule."""
+        return self._parts(self.rule.dropping(dropped_C), self.without(int(dropped_C.sum())).pre)
+
     def _parts(self, rule: Aggregator, pre: tuple[PreAggregator, ...]) -> Self:
         return type(self)(rule=rule, pre=pre)
 

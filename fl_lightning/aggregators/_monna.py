@@ -6,7 +6,7 @@ References:
 """
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -51,8 +51,8 @@ class Monna(WeightedMean):
 
     Attributes:
         n_byzantine: f.
-        index: position of the trusted row among those that reach the rule; that client may be malicious. None: the server
-            trains on its own samples (`data.validation`).
+        index: position of the trusted row among those of the round; that client may be malicious. None: the server trains on
+            its own samples (`data.validation`).
     """
 
     name: ClassVar[str] = "monna"
@@ -92,6 +92,15 @@ class Monna(WeightedMean):
             return self, past
         row_D = geometry.rows[self.index]
         return replace(self, index=None), replace(past, trusted=lambda: row_D)
+
+    def dropping(self, dropped_C: Tensor) -> Self:
+        """The trusted row keeps its place among those that are left."""
+        rule = self.without(int(dropped_C.sum()))
+        if self.index is None or self.index >= len(dropped_C):
+            return rule
+        if bool(dropped_C[self.index]):
+            raise ValueError(f"MoNNA's trusted row, index={self.index} of C={len(dropped_C)}, is among those removed")
+        return replace(rule, index=int((~dropped_C[: self.index]).sum()))
 
     def cautions(self, n_clients: int) -> list[str]:
         """A client is trusted."""

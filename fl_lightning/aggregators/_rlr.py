@@ -114,6 +114,10 @@ class Rlr(Aggregator):
         inner = self.inner.without(removed)
         return self if inner is self.inner else self._with(inner)
 
+    def dropping(self, dropped_C: Tensor) -> Self:
+        """As the inner rule."""
+        return self._with(self.inner.dropping(dropped_C))
+
     def _with(self, inner: Aggregator) -> Self:
         return type(self)(theta=self.theta, share=self.share, inner=inner)
 

@@ -162,9 +162,7 @@ def _aggregators(
         try:
             if isinstance(rule, str):
                 raise ConfigError(rule)
-            rows.append(
-                [label, *_step(subject, rule, global_D, experiment.server.lr, updates_CD, weights_C, poisoned_C)]
-            )
+            rows.append([label, *_step(subject, federation, rule, updates_CD, weights_C, poisoned_C)])
         except ValueError as error:
             rows.append([label, None, None, None, str(error)])
     share = float(poisoned_C.double().mean())
@@ -174,17 +172,18 @@ def _aggregators(
 
 def _step(
     subject: Subject,
+    federation: Federation,
     rule: Aggregator,
-    global_D: Tensor,
-    lr: float,
     updates_CD: Tensor,
     weights_C: Tensor,
     poisoned_C: Tensor,
 ) -> list[object]:
     """Share of the attackers, accuracy and success after a rule's step."""
-    aggregate = rule(updates_CD, weights_C)
-    share = float(rule.influence(updates_CD, weights_C, aggregate)[poisoned_C].sum())
-    theta_D, clean = global_D + lr * aggregate.update, subject.federation.goal.clean
+    past, lr = federation.past(), federation.experiment.server.lr
+    rule = rule.resolved(len(updates_CD))
+    aggregate = rule(updates_CD, weights_C, past=past)
+    share = float(rule.influence(updates_CD, weights_C, aggregate, past=past)[poisoned_C].sum())
+    theta_D, clean = federation.state.global_D + lr * aggregate.update, subject.federation.goal.clean
     return [share, subject.flat.accuracy(theta_D, clean), subject.success_rate(theta_D), None]
 
 

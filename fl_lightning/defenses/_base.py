@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator, Auto, Geometry, Layout, assumed
+from fl_lightning.aggregators import Aggregator, Auto, Geometry, Layout, Past, assumed
 from fl_lightning.data import Samples
 from fl_lightning.registry import Component, ConfigError
 
@@ -41,6 +41,7 @@ class ServerContext:
         features: `[n, H]` inputs of the classifier of a model `[D]` on inputs `[n, ...]`; None: not known.
         geometry: of the rows passed, shared along the chain; None: none yet (read it by `geometry_of`).
         rounds: how many rounds the federation plans; None: not known.
+        past: what the rule may know beside the rows; None: nothing.
         server_lr: by how much the server multiplies the aggregate; None: its step is not linear in it.
     """
 
@@ -63,6 +64,7 @@ class ServerContext:
     geometry: Geometry | None = None
     rounds: int | None = None
     server_lr: float | None = 1.0
+    past: Past | None = None
 
 
 def clients_of(updates_CD: Tensor, context: ServerContext) -> Tensor:

@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator, Byzantine, assumed
+from fl_lightning.aggregators import Aggregator, Byzantine, Past, assumed
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
 from fl_lightning.errors import ConfigError
@@ -29,7 +29,9 @@ def need_validation(name: str, validation: T | None) -> T:
     return validation
 
 
-def impacts(updates_CD: Tensor, aggregator: Aggregator, cost: Callable[[Tensor], float]) -> Tensor:
+def impacts(
+    updates_CD: Tensor, aggregator: Aggregator, cost: Callable[[Tensor], float], past: Past | None = None
+) -> Tensor:
     """How much the cost of the aggregated model falls when each row is left out.
 
     impact_i = cost(A(all rows)) - cost(A(all rows but i)). The rule keeps its `n_byzantine` where C - 1 rows allow it.
@@ -38,6 +40,7 @@ def impacts(updates_CD: Tensor, aggregator: Aggregator, cost: Callable[[Tensor],
         updates_CD: `[C, D]` finite.
         aggregator: the rule A.
         cost: cost of the model that an aggregated update `[D]` leads to.
+        past: what the rule may know beside the rows.
 
     Returns:
         `[C]` float64; larger = more suspicious; all 0 for a single row.
@@ -47,11 +50,11 @@ def impacts(updates_CD: Tensor, aggregator: Aggregator, cost: Callable[[Tensor],
     if n_rows == 1:
         return impact_C
     reduced = fitting(aggregator, n_rows - 1)
-    whole_D = fitting(aggregator, n_rows)(updates_CD).update
+    whole_D = fitting(aggregator, n_rows)(updates_CD, past=past).update
     costs = [(whole_D, cost(whole_D))]
     for row in range(n_rows):
         others = torch.arange(n_rows, device=updates_CD.device) != row
-        part_D = reduced(updates_CD[others]).update
+        part_D = reduced(updates_CD[others], past=past).update
         # A rule that selects a row gives few different models: do not evaluate one twice.
         known = next((value for model_D, value in costs[-2:] + costs[:1] if torch.equal(model_D, part_D)), None)
         if known is None:
@@ -90,7 +93,7 @@ class Rejection(Defense, ABC):
         flagged_C = torch.zeros(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         scores, count = [], assumed(self.n_byzantine, len(updates_CD))
         for measure in self.measures:
-            impact_C = impacts(updates_CD, context.aggregator, _cost(measure, context, samples))
+            impact_C = impacts(updates_CD, context.aggregator, _cost(measure, context, samples), context.past)
             flagged_C |= largest(impact_C, count, context.generator(measure))
             scores.append(impact_C / impact_C.std(correction=0).clamp(min=1e-12))
         return detected(updates_CD, context, flagged_C, torch.stack(scores).amax(0))

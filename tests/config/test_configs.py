@@ -97,15 +97,8 @@ def test_aggregator_yaml_runs(path: Path):
     )
 
 
-UNWIRED = {"auror", "backdoor_indicator", "deepsight", "flare", "fltrust", "foolsgold", "three_sigma", "zenopp"}
-
-
 @pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "defense"], ids=ids)
 def test_defense_yaml_runs(path: Path):
-    if path.stem in UNWIRED:
-        pytest.skip(
-            "needs what the federation does not tell its defenses yet: layers, features, the server's own training"
-        )
     server = {"data": {"name": "digits", "validation": 100}, "partition": {"name": "iid", "clients": 10}}
     server["aggregator"] = {"name": "trimmed_mean", "n_byzantine": 2} if path.stem == "pdrr" else {"name": "mean"}
     run_fast(load(BASE | server | {"attack": "sign_flip", "defenses": {path.stem: path.stem}}))

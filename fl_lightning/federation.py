@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Geometry, Past, RoundRefusedError, finite_rows
 from fl_lightning.attacks import Goal, Services, Untargeted, View
+from fl_lightning.clients import check_last_batches
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
@@ -202,7 +203,11 @@ class Federation:
             experiment.engine.check()
         trainer = SharedTrainer(experiment.trainer)
         data = experiment.data.synthetic() if experiment.fast else experiment.data.load()
-        per_round = experiment.participation.per_round(experiment.partition.clients)
+        if isinstance(data.train.x, Mapping) and not experiment.model.named_inputs:
+            reason = f"{experiment.model.name} takes one tensor, the data has {', '.join(data.train.x)} by name"
+            raise ConfigError(reason, "model")
+        clients = experiment.partition.clients  # of `all` owners at most so many
+        per_round = experiment.participation.per_round(clients if isinstance(clients, int) else len(data.owner_names))
         with errors_under("model"):
             check_size(experiment.model, data.shape, data.classes, per_round, trainer.device, trainer.dtype.itemsize)
         with torch.random.fork_rng(devices=[]):
@@ -219,7 +224,12 @@ class Federation:
         empty = [client for client, index in enumerate(self.assignment) if not len(index)]
         if empty:
             raise ConfigError(f"clients {empty[:5]} of {len(self.assignment)} hold no samples", "partition")
+        if len(self.assignment) != experiment.partition.clients:  # all owners, known only now
+            experiment = self.experiment = experiment.model_copy()
+            experiment.check_clients(len(self.assignment))
         self.data: Dataset = data.to(trainer.device, trainer.dtype)
+        with errors_under("client.last_batch"):
+            check_last_batches(network, self.data.train, list(map(len, self.assignment)), experiment.client)
         objective = experiment.attack.objective if experiment.attack else Untargeted()
         try:
             self.goal: Goal = objective.goal(self.data, generator(seed, "objective"))
@@ -554,7 +564,10 @@ class Federation:
     def evaluate(self) -> Metrics:
         """Figures of the current global model."""
         attacked = self.experiment.attack is not None
-        return evaluate(self.bench.flat, self.state.global_D, self.goal, self.data.classes, attacked)
+        owners: Sequence[str] = ()
+        if getattr(self.experiment.partition, "test_by_owner", False):
+            owners = self.data.owner_names
+        return evaluate(self.bench.flat, self.state.global_D, self.goal, self.data.classes, attacked, owners)
 
     def finish(self) -> Metrics:
         """What defenses make of the model after the last round, and its figures as `final/`; nothing where none does anything."""

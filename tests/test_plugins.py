@@ -191,7 +191,7 @@ def test_the_users_configurations_are_searched_first(tmp_path: Path, monkeypatch
     assert load("ours", ["aggregator=mean"]).aggregator.name == "trimmed_mean"
     assert load("ours").client.batch_size == 7
     assert {"ours", "digits"} <= set(experiment_names())
-    with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):
+    with pytest.raises(ConfigError, match=r"broken.yaml: is not YAML"):
         load("ours", ["data=broken"])
     (tmp_path / "own").rename(tmp_path / "configs")
     monkeypatch.delenv("FL_LIGHTNING_CONFIGS")

@@ -69,7 +69,7 @@ class RoundProgress:
     @staticmethod
     def _clients(federation: Federation) -> int:
         experiment = federation.experiment
-        return experiment.participation.per_round(experiment.partition.clients)
+        return experiment.participation.per_round(len(federation.assignment))
 
 
 class SearchProgress:

@@ -4,7 +4,7 @@ from fl_lightning.clients._dense_stack import DenseStack
 from fl_lightning.clients._lock_step import ClientCohort, CohortBatch, LockStep, loops_over_clients
 from fl_lightning.clients._module import ClientModule, LocalTraining
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
-from fl_lightning.clients._settings import REGISTRIES, CallbackConfig, Client, batch_plan
+from fl_lightning.clients._settings import REGISTRIES, CallbackConfig, Client, batch_plan, check_last_batches
 
 __all__ = [
     "REGISTRIES",
@@ -20,5 +20,6 @@ __all__ = [
     "Optimizer",
     "Sgd",
     "batch_plan",
+    "check_last_batches",
     "loops_over_clients",
 ]

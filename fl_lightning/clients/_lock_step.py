@@ -37,12 +37,13 @@ class LockStep:
     Args:
         samples: the rows that all plans count in.
         plans: for each client its row numbers step by step; clients with more steps come first.
+        dtype: of the losses; None: that of the inputs.
 
     Raises:
         ValueError: the plans are not sorted by their number of steps.
     """
 
-    def __init__(self, samples: Samples, plans: Sequence[Sequence[Tensor]]):
+    def __init__(self, samples: Samples, plans: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None):
         if any(len(plan) < len(after) for plan, after in pairwise(plans)):
             raise ValueError("clients must be sorted by falling number of steps")
         self.samples = samples
@@ -55,7 +56,7 @@ class LockStep:
         index_TCB = rows.new_zeros(real_TCB.shape).masked_scatter(real_TCB, rows)
         # a client's own first sample fills its smaller batches: finite wherever its real samples are
         self.index_TCB = torch.where(real_TCB, index_TCB, index_TCB[..., :1])
-        self.weights_TCB = real_TCB.to(samples.x.dtype) / sizes_TC1.clamp(min=1)
+        self.weights_TCB = real_TCB.to(dtype or samples.x.dtype) / sizes_TC1.clamp(min=1)
 
     def __len__(self) -> int:
         return len(self.active)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fl_lightning.clients._optimizers import Optimizer
+from fl_lightning.data import Inputs
 from fl_lightning.models import LOSSES, FlatNetwork, draw_masks
 
 
@@ -77,12 +78,12 @@ class ClientModule(LocalTraining):
         self.network = flat.network
         self.loss = LOSSES[flat.loss]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """`[B, ...]` inputs to `[B, K]` scores."""
         scores: Tensor = self.network(x)
         return scores
 
-    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def batch_loss(self, batch: tuple[Inputs, Tensor]) -> Tensor:
         """Mean loss of one batch."""
         x, y = batch
         draw_masks(self.network, len(y), self.generators[0])

@@ -1,17 +1,19 @@
 """How every client trains in a round: `Client`."""
 
+import copy
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch import Callback
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_lightning.callbacks import CALLBACKS
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
+from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.registry import Registry, Settings, Slot
 
@@ -81,6 +83,8 @@ class Client(Settings):
         epochs: local epochs over the client's samples.
         steps: number of local steps instead of epochs; batches go round the data as often as needed.
         batch_size: samples a step; the last batch of an epoch may be smaller.
+        last_batch: what becomes of a smaller last batch of an epoch: `keep` it, `drop` it (unless it is the only one), or
+            `merge` it into the one before.
         optimizer: made afresh every round.
         callbacks: label -> Lightning callback of benign clients, such as `wbc: {name: fl_wbc, std: 0.4}`.
     """
@@ -88,6 +92,7 @@ class Client(Settings):
     epochs: int = Field(default=1, ge=1)
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    last_batch: Literal["keep", "drop", "merge"] = "keep"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
     callbacks: dict[str, CallbackConfig] = Field(default_factory=dict)
 
@@ -100,6 +105,50 @@ def batch_plan(n: int, client: Client, generator: torch.Generator) -> list[Tenso
     plan: list[Tensor] = []
     epochs = 0
     while len(plan) < client.steps if client.steps else epochs < client.epochs:
-        plan.extend(torch.split(torch.randperm(n, generator=generator), client.batch_size))
+        plan.extend(batches(torch.randperm(n, generator=generator), client))
         epochs += 1
     return plan[: client.steps]
+
+
+def batches(order: Tensor, client: Client) -> list[Tensor]:
+    """One epoch cut into batches.
+
+    Example:
+        >>> [part.tolist() for part in batches(torch.arange(5), Client(batch_size=2, last_batch="merge"))]
+        [[0, 1], [2, 3, 4]]
+    """
+    parts = list(torch.split(order, client.batch_size))
+    if client.last_batch == "keep" or len(parts) == 1 or len(parts[-1]) == client.batch_size:
+        return parts
+    if client.last_batch == "drop":
+        return parts[:-1]
+    return [*parts[:-2], torch.cat(parts[-2:])]
+
+
+def check_last_batches(network: nn.Module, samples: Samples, sizes: list[int], client: Client) -> None:
+    """Refuse batches of one sample that a network cannot be trained on, such as one with batch normalisation.
+
+    Args:
+        network: the architecture; left as it is.
+        samples: of which a client's batches are made.
+        sizes: number of samples of each client.
+        client: how clients train.
+
+    Raises:
+        ConfigError: a client has such a batch.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return
+    alone = next(
+        (who for who, n in enumerate(sizes) if any(len(b) == 1 for b in batches(torch.arange(n), client))), None
+    )
+    if alone is None:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(network).train()(samples[:1].x)
+    except ValueError as error:
+        raise ConfigError(
+            f"client {alone} has {sizes[alone]} samples, so a batch of one, which batch normalisation cannot take ({error}): "
+            "set drop or merge"
+        ) from None

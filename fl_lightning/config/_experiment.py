@@ -88,7 +88,20 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> "Experiment":
         """Refuse combinations that cannot run."""
-        n_clients = self.partition.clients
+        if isinstance(self.partition.clients, int):
+            self.check_clients(self.partition.clients)
+        if self.evaluation.effect:
+            self._check_effect()
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
+        return self
+
+    def check_clients(self, n_clients: int) -> None:
+        """Settle what depends on the number of clients; of `all` clients it is known with the data only.
+
+        Raises:
+            ConfigError: participation, aggregator or a defense cannot work with so many.
+        """
         with _at("participation"):
             self.participation.check(n_clients)
         per_round, validation = self.participation.per_round(n_clients), self.data.validation > 0
@@ -105,11 +118,6 @@ class Experiment(BaseModel):
             with _at(f"defenses.{label}"):
                 defense.check(self.aggregator, validation=validation)
                 defense.check_rows(per_round)
-        if self.evaluation.effect:
-            self._check_effect()
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
-        return self
 
     def _check_effect(self) -> None:
         if not self.evaluation.twin:
@@ -150,7 +158,10 @@ class Experiment(BaseModel):
 
     def faster(self) -> "Experiment":
         """The same experiment on synthetic data, with few rounds and trials: to see that it runs at all."""
-        cap = max(1, len(self.data.synthetic().train) // self.partition.clients)
+        data, clients = self.data.synthetic(), self.partition.clients
+        if not isinstance(clients, int):
+            clients = max(1, len(data.owner_names))
+        cap = max(1, len(data.train) // clients)
         samples = min(cap, self.partition.samples_per_client or cap)
         sweep = replace(self.sweep, trials=min(self.sweep.trials, FAST_TRIALS), confirm_seeds=(1001,))
         return self.model_copy(

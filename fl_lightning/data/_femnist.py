@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
-from torch import Tensor
 
 from fl_lightning.data._catalogue import FEMNIST_LEAF, FEMNIST_TFF
 from fl_lightning.data._dataset import Dataset, Samples
@@ -85,12 +84,12 @@ def read_tff(path: Path) -> Iterator[tuple[str, Writer]]:
         raise DataError(f"{path}: not one of TensorFlow Federated's files ({error})", "femnist") from None
 
 
-def stacked(writers: Sequence[Writer], numbers: Sequence[int]) -> tuple[Samples, Tensor]:
-    """All samples, one writer after the other, and `[n]` the writer's number of each."""
+def stacked(writers: Sequence[Writer], numbers: Sequence[int]) -> Samples:
+    """All samples, one writer after the other, with the writer's number of each."""
     x = np.concatenate([pixels for pixels, _ in writers])[:, None]
     y = np.concatenate([labels for _, labels in writers])
     owners = np.repeat(np.asarray(numbers, np.int64), [len(labels) for _, labels in writers])
-    return Samples(torch.from_numpy(x), torch.from_numpy(y)), torch.from_numpy(owners)
+    return Samples(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(owners))
 
 
 @component
@@ -114,20 +113,22 @@ class Femnist(ImageData):
 
     def read(self) -> Dataset:
         """The samples of all chosen writers, standardised if asked for."""
-        train, owners, test = self._samples()
-        return replace(self._prepared(train, test), writers=owners)
+        train, test, names = self._samples()
+        return replace(self._prepared(train, test), owner_names=names)
 
     def images(self) -> tuple[Samples, Samples]:
         """Training and test split."""
-        train, _, test = self._samples()
+        train, test, _ = self._samples()
         return train, test
 
     def stand_in(self) -> Dataset:
         """Each class a blurred pattern under noise; writers take turns."""
         dataset = super().stand_in()
-        return replace(dataset, writers=torch.arange(len(dataset.train)) % STAND_IN_WRITERS)
+        owner = torch.arange(len(dataset.train)) % STAND_IN_WRITERS
+        names = tuple(f"writer {number}" for number in range(STAND_IN_WRITERS))
+        return replace(dataset, train=replace(dataset.train, owner=owner), owner_names=names)
 
-    def _samples(self) -> tuple[Samples, Tensor, Samples]:
+    def _samples(self) -> tuple[Samples, Samples, tuple[str, ...]]:
         leaf = bool(FEMNIST_LEAF.locate())
         paths = FEMNIST_LEAF.read() if leaf else FEMNIST_TFF.read()
         parse = read_leaf if leaf else read_tff
@@ -140,9 +141,10 @@ class Femnist(ImageData):
             raise DataError("the files hold no samples for training, or none for testing", self.name)
         if self.max_writers is not None:
             names = [names[i] for i in draw(len(names), self.max_writers, self.name, "max_writers").tolist()]
-        train, owners = stacked([splits[True][name] for name in names], range(len(names)))
+        train = stacked([splits[True][name] for name in names], range(len(names)))
         known = [name for name in names if name in splits[False]]
         # LEAF can split by writer: then the test set is that of other writers
         tested = known or sorted(splits[False])
-        test, _ = stacked([splits[False][name] for name in tested], range(len(tested)))
-        return train, owners, test
+        number = {name: index for index, name in enumerate(names)}
+        test = stacked([splits[False][name] for name in tested], [number[name] for name in known] or [-1] * len(tested))
+        return train, test if known else replace(test, owner=None), tuple(names)

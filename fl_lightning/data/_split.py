@@ -8,13 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.data._dataset import Data, Dataset, Task
+from fl_lightning.data._dataset import SMALL, Data, Dataset, Task
 from fl_lightning.data._files import DataError, Files, Folder, OwnFiles
 from fl_lightning.randomness import generator
 from fl_lightning.registry import component
 
-SYNTHETIC = (2000, 500)
-"""Training and test samples of a synthetic stand-in."""
+SYNTHETIC = SMALL
 
 
 @component
@@ -74,13 +73,12 @@ def split(dataset: Dataset, name: str, validation: int, train: int | None, test:
     if validation >= len(dataset.test):
         raise DataError(f"validation={validation} leaves nothing of the {len(dataset.test)} test samples", name)
     held = draw(len(dataset.test), validation, name, "validation")
-    clean = dataset.test.without(held)
+    clean = dataset.test.without(held) if validation else dataset.test  # a copy only where it is needed
     kept = chosen(len(dataset.train), train, name, "train_samples")
     return replace(
         dataset,
         train=dataset.train[kept],
         test=clean[chosen(len(clean), test, name, "test_samples")],
-        writers=None if dataset.writers is None else dataset.writers[kept],
         validation=dataset.test[held] if validation else None,
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.clients import ClientModule
-from fl_lightning.data import Samples
+from fl_lightning.data import Inputs, Samples, gathered
 from fl_lightning.engines._base import Bench, Engine, LocalRound
 from fl_lightning.registry import component
 
@@ -21,9 +21,9 @@ class Steps:
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         x, y = self.samples.x, self.samples.y
-        return ((x.index_select(0, step), y.index_select(0, step)) for step in self.plan)
+        return ((gathered(x, step), y.index_select(0, step)) for step in self.plan)
 
 
 @component

@@ -1,7 +1,7 @@
 """All clients of a round in lock step: one fit of a stacked module instead of one fit a client."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -45,7 +45,7 @@ class Vectorized(Engine):
         """One fit a chunk of clients; see `Engine.train`."""
         start_D, jobs, client = local.start_D, local.jobs, local.client
         watching = local.callbacks()
-        if reason := unstackable(bench.flat.network, client, watching):
+        if reason := unstackable(bench.flat.network, client, watching) or mapped_inputs(jobs):
             _say_once(reason)
             return Sequential().train(bench, local)
         plans = [bench.plan(job, client, local.round) for job in jobs]
@@ -53,7 +53,7 @@ class Vectorized(Engine):
         updates_CD = start_D.new_empty(len(jobs), len(start_D))
         for chunk, rows_cD in zip(*self._chunks(order, updates_CD, bench.flat, jobs, client), strict=True):
             samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
-            batches = LockStep(samples, chunk_plans)
+            batches = LockStep(samples, chunk_plans, start_D.dtype)
             generators = [bench.generator(jobs[i], local.round) for i in chunk]
             cohort = ClientCohort(
                 bench.flat, client.optimizer.at(local.round), generators, start_D, batches, watched=bool(watching)
@@ -92,21 +92,27 @@ def unstackable(network: nn.Module, client: Client, callbacks: list[Callback]) -
     return None
 
 
+def mapped_inputs(jobs: Sequence[Job]) -> str | None:
+    """Why clients cannot train in lock step where a model takes several tensors by name, or None."""
+    mapped = any(isinstance(job.samples.x, Mapping) for job in jobs)
+    return "their inputs are several tensors by name" if mapped else None
+
+
 def clients_that_fit(flat: FlatNetwork, samples: Samples, batch_size: int) -> int:
     """How many clients train at once within the budget that `Vectorized` states."""
-    device, item = samples.x.device, samples.x.element_size()
+    device, item = samples.x.device, next(flat.network.parameters()).element_size()
     if loops_over_clients(flat.network, device):
         return CPU_CONVOLUTIONS
     budget = torch.cuda.mem_get_info(device)[0] * GPU_SHARE if device.type == "cuda" else CPU_BUDGET
     # parameters, gradients, two states of the optimizer, rows of clients that stopped early
-    numbers = 5 * flat.dim + activations(flat, (batch_size, *samples.x.shape[1:]))
+    numbers = 5 * flat.dim + activations(flat, (batch_size, *samples.x.shape[1:]), samples.x.dtype)
     return max(1, int(budget // (numbers * item)))
 
 
 @lru_cache(maxsize=16)
-def activations(flat: FlatNetwork, shape: tuple[int, ...]) -> int:
+def activations(flat: FlatNetwork, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
     """How many numbers a forward pass over `shape` keeps for its backward pass; counted without computing anything."""
-    x = torch.empty(shape, device="meta")
+    x = torch.empty(shape, device="meta", dtype=dtype)
     kept = x.numel()
 
     def count(tensor: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """How good the global model is, for its users and for the attacker."""
 
+import re
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
@@ -8,8 +11,15 @@ from torchmetrics.functional.regression import mean_squared_error
 from fl_lightning.attacks import Goal
 from fl_lightning.models import LOSSES, FlatNetwork, confidence, predict
 
+MOST_NAMED = 50
+"""Owners that get a metric each; of more only the worst and the mean are reported."""
+UNFIT = re.compile(r"[^\w .:-]")
+"""What a metric's name cannot hold."""
 
-def evaluate(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, attacked: bool) -> dict[str, float]:
+
+def evaluate(
+    flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, attacked: bool, owners: Sequence[str] = ()
+) -> dict[str, float]:
     """Figures of a global model.
 
     Classification: `global/accuracy` and `global/loss` on the clean test set. Regression: `global/loss` and
@@ -23,6 +33,7 @@ def evaluate(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, atta
         goal: the clean test set and the attacker's success samples.
         classes: number of classes K, 1 for regression.
         attacked: whether the attacker's figures are wanted.
+        owners: names of the owners of the clean test samples; then their accuracies are reported, too.
     """
     scores = flat.scores(global_D, goal.clean.x)
     y = goal.clean.y
@@ -32,6 +43,8 @@ def evaluate(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, atta
         figures["global/normalized_cost"] = error / float(y.var(correction=0))
         return figures
     figures["global/accuracy"] = _accuracy(scores, y, classes)
+    if owners and goal.clean.owner is not None:
+        figures |= by_owner(predict(scores) == y, goal.clean.owner, owners)
     if not attacked:
         return figures
     if goal.success is None:
@@ -41,6 +54,29 @@ def evaluate(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, atta
         figures["attack/success"] = _accuracy(wished, goal.success.y, classes)
         if flat.loss == "cross_entropy":
             figures["attack/confidence"] = float(confidence(wished, goal.success.y).mean())
+    return figures
+
+
+def by_owner(right_n: Tensor, owner_n: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Accuracy on the test samples of each owner: the worst, the mean over owners, and each where they are few.
+
+    Args:
+        right_n: `[n]` bool, which samples were classified rightly.
+        owner_n: `[n]` the number of each sample's owner.
+        names: of the owners, by number.
+
+    Example:
+        >>> by_owner(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 1, 1]), ["north", "south"])
+        {'owner/worst': 0.5, 'owner/mean': 0.75, 'owner/accuracy/north': 1.0, 'owner/accuracy/south': 0.5}
+    """
+    counts = owner_n.bincount(minlength=len(names)).double()
+    hits = owner_n.bincount(right_n.double(), minlength=len(names))
+    tested = torch.nonzero(counts).flatten()
+    shares = (hits[tested] / counts[tested]).tolist()
+    figures = {"owner/worst": min(shares), "owner/mean": sum(shares) / len(shares)}
+    if len(shares) <= MOST_NAMED:
+        for number, share in zip(tested.tolist(), shares, strict=True):
+            figures[f"owner/accuracy/{UNFIT.sub('_', names[number])}"] = share
     return figures
 
 

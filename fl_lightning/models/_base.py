@@ -15,7 +15,10 @@ class Model(Component, ABC):
 
     Attributes:
         losses: the losses that this model can be trained with; the first that fits the task is used.
+        named_inputs: the network takes a mapping of names to tensors where the data holds one, such as tokens and their mask.
     """
+
+    named_inputs: ClassVar[bool] = False
 
     losses: ClassVar[tuple[Loss, ...]] = ("cross_entropy",)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl_lightning.aggregators import last_layer, layout_of
-from fl_lightning.data import Samples
+from fl_lightning.data import Inputs, Samples, pieces
 from fl_lightning.models._base import Loss
 from fl_lightning.models._losses import LOSSES, predict
 
@@ -95,13 +95,13 @@ class FlatNetwork:
             own.copy_(part)
         return self.network
 
-    def scores(self, theta_D: Tensor, x: Tensor) -> Tensor:
+    def scores(self, theta_D: Tensor, x: Inputs) -> Tensor:
         """`[n, K]` scores in eval mode, without gradients."""
         parameters = self.split(theta_D)
         with self.eval_mode(), torch.inference_mode():
-            return torch.cat([functional_call(self.network, parameters, (part,)) for part in torch.split(x, CHUNK)])
+            return torch.cat([functional_call(self.network, parameters, (part,)) for part in pieces(x, CHUNK)])
 
-    def features(self, theta_D: Tensor, x: Tensor) -> Tensor:
+    def features(self, theta_D: Tensor, x: Inputs) -> Tensor:
         """`[n, H]` inputs of the classifier, the last linear layer, in eval mode, without gradients.
 
         Raises:
@@ -131,7 +131,7 @@ class FlatNetwork:
         theta_D = theta_D.detach().requires_grad_()
         total_D = torch.zeros_like(theta_D)
         with self.eval_mode(), torch.enable_grad():
-            for x, y in zip(torch.split(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
+            for x, y in zip(pieces(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
                 loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D

@@ -243,7 +243,7 @@ def test_natural_takes_the_largest_writers():
 def test_natural_needs_writers():
     with pytest.raises(ConfigError, match="femnist"):
         assign(Natural(), dataset(100))
-    with pytest.raises(ConfigError, match="clients: 50 clients, but the data have only 7 writers"):
+    with pytest.raises(ConfigError, match="clients: 50 clients, but the data have only 7 owners"):
         assign(Natural(), dataset(100, writers=7))
 
 

@@ -43,6 +43,8 @@ from fl_lightning.attacks._objectives import (
     Trigger,
     Untargeted,
 )
+from fl_lightning.attacks._optimal_alie import OptimalAlie
+from fl_lightning.attacks._optimal_ipm import OptimalIpm
 from fl_lightning.attacks._patterns import PATTERNS, Bars, Blend, Checker, Patch, Pattern, Sinus, Warp
 from fl_lightning.attacks._perturbation import half_flipped, perturbation
 from fl_lightning.attacks._pga import Pga
@@ -137,6 +139,8 @@ __all__ = [
     "MultiParty",
     "Neurotoxin",
     "Objective",
+    "OptimalAlie",
+    "OptimalIpm",
     "Patch",
     "Pattern",
     "Pga",

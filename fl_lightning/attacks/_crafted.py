@@ -30,6 +30,19 @@ def bounded(rows_MD: Tensor, global_D: Tensor) -> Tensor:
     return torch.where(lengths_M > ceiling, rows_MD * (ceiling / lengths_M.clamp(min=1e-30)).to(rows_MD), rows_MD)
 
 
+def sent(view: View, crafted_P: Tensor, mean_P: Tensor, *, spread: float = 0.0) -> Tensor:
+    """`[M, D]` copies of crafted parameters with honest running statistics, no longer than the ceiling.
+
+    Args:
+        view: of the round.
+        crafted_P: `[P]` crafted parameters.
+        mean_P: `[P]` mean of the honest ones.
+        spread: see `copies`.
+    """
+    rows_MP = copies(crafted_P, mean_P, view.n_malicious, spread=spread, generator=view.generator("copies"))
+    return bounded(with_statistics(view, rows_MP), view.global_D)
+
+
 @component
 class Crafted(Attack, ABC):
     """An attack whose malicious clients all send one crafted update, or near-copies of it.
@@ -51,5 +64,4 @@ class Crafted(Attack, ABC):
             crafted_P: `[P]` crafted parameters.
             mean_P: `[P]` mean of the honest ones.
         """
-        rows_MP = copies(crafted_P, mean_P, view.n_malicious, spread=self.spread, generator=view.generator("copies"))
-        return bounded(with_statistics(view, rows_MP), view.global_D)
+        return sent(view, crafted_P, mean_P, spread=self.spread)

@@ -1,19 +1,21 @@
 """The federated orchestrator: communication rounds with an attack and defenses between the clients and the server."""
 
+import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from fl_lightning.aggregators import Geometry, Past, RoundRefusedError, finite_rows
+from fl_lightning.aggregators import Aggregate, Aggregator, Geometry, Past, RoundRefusedError, finite_rows
 from fl_lightning.attacks import Goal, Services, Untargeted, View
 from fl_lightning.clients import check_last_batches
 from fl_lightning.config import Experiment
@@ -133,14 +135,18 @@ class Aggregated(NamedTuple):
     """What the rule makes of the rows that the defenses have left.
 
     Attributes:
-        update_D: `[D]` the aggregate; None: nothing was left, or nothing finite was sent.
+        update_D: `[D]` the aggregate; None: nothing was left that the rule can aggregate.
+        kept_C: `[C]` bool, which of the submitted rows are in it.
         metrics: how much of it came from attackers.
         stopped: why the run cannot go on, or None.
+        skipped: why there is no update; empty if there is one.
     """
 
     update_D: Tensor | None
+    kept_C: Tensor
     metrics: Metrics
     stopped: str | None = None
+    skipped: str = ""
 
 
 class Observer(Protocol):
@@ -217,24 +223,21 @@ class Federation:
         self.bench = Bench(flat, trainer, seed)
         # Attackers get a network of their own: engines leave the clients' models and gradients in the shared one.
         self.shown_flat = FlatNetwork(deepcopy(network), flat.loss)
-        try:
-            self.assignment = experiment.partition.assign(data, generator(seed, "partition"))
-        except ConfigError as error:
-            raise error.under("partition") from None
+        with errors_under("partition"):
+            assignment = experiment.partition.assign(data, generator(seed, "partition"))
+        self.data: Dataset = data.to(trainer.device, trainer.dtype)
+        objective = experiment.attack.objective if experiment.attack else Untargeted()
+        with errors_under("attack.objective"):
+            self.goal: Goal = objective.goal(self.data, generator(seed, "objective"))
+        self.assignment = _without(assignment, self.goal.withheld)
         empty = [client for client, index in enumerate(self.assignment) if not len(index)]
         if empty:
             raise ConfigError(f"clients {empty[:5]} of {len(self.assignment)} hold no samples", "partition")
         if len(self.assignment) != experiment.partition.clients:  # all owners, known only now
             experiment = self.experiment = experiment.model_copy()
             experiment.check_clients(len(self.assignment))
-        self.data: Dataset = data.to(trainer.device, trainer.dtype)
         with errors_under("client.last_batch"):
             check_last_batches(network, self.data.train, list(map(len, self.assignment)), experiment.client)
-        objective = experiment.attack.objective if experiment.attack else Untargeted()
-        try:
-            self.goal: Goal = objective.goal(self.data, generator(seed, "objective"))
-        except ConfigError as error:
-            raise error.under("attack.objective") from None
         if experiment.attack:
             with errors_under("attack"):
                 experiment.attack.check(self.data, flat.loss)
@@ -392,7 +395,14 @@ class Federation:
         self.state.attack = dict(poisoned.state)
         submitted_CD[malicious_C] = poisoned.updates.to(submitted_CD)
         metrics = dict(trained.metrics) | {f"attack/{name}": value for name, value in poisoned.metrics.items()}
-        return Submitted(cohort, trained.jobs, submitted_CD, trained.weights_C, malicious_C, metrics)
+        return Submitted(cohort, trained.jobs, submitted_CD, self._claimed(trained), malicious_C, metrics)
+
+    def _claimed(self, trained: Trained) -> Tensor:
+        """`[C]` the sample counts that clients tell the server, if it wants to know any."""
+        attack, malicious_C = self.experiment.attack, trained.cohort.malicious.to(trained.weights_C.device)
+        if attack is None or attack.inflate == 1 or self.experiment.server.weights == "equal":
+            return trained.weights_C
+        return torch.where(malicious_C, attack.inflate * trained.weights_C, trained.weights_C)
 
     def view(self, trained: Trained) -> View:
         """What the attackers of a round know.
@@ -419,6 +429,9 @@ class Federation:
             objective=attack.objective,
             goal=self.goal,
             classes=self.data.classes,
+            server=partial(self.replayed, cohort),
+            past=self.past(),
+            weights_C=self._claimed(trained),
         )
         return View(
             knowledge=attack.knowledge,
@@ -458,6 +471,10 @@ class Federation:
             metrics |= detection(left.keep_C, sent.poisoned_C, None, "defense")
         return Defended(left.geometry, left.weights_R, left.keep_C, metrics)
 
+    def coins(self, purpose: str) -> torch.Generator:
+        """The server's fresh random numbers for a purpose in the next round."""
+        return generator(self.bench.seed, f"defense {purpose}", self.state.round)
+
     def context(self, weights_C: Tensor, clients_C: Tensor | None = None) -> ServerContext:
         """What the server knows when it looks at the updates of the next round.
 
@@ -465,7 +482,7 @@ class Federation:
             weights_C: `[C]` of the rows.
             clients_C: `[C]` who sent them; None: 0 to C - 1.
         """
-        seed, round, flat, experiment = self.bench.seed, self.state.round, self.bench.flat, self.experiment
+        round, flat, experiment = self.state.round, self.bench.flat, self.experiment
         population, global_D = len(self.assignment), self.state.global_D
 
         def train(samples: Samples, purpose: str, steps: int | None = None) -> Tensor:
@@ -475,15 +492,12 @@ class Federation:
             client = experiment.client if steps is None else replace(experiment.client, steps=steps)
             return experiment.engine.train(self.bench, LocalRound(global_D, [job], client, round))[0]
 
-        def random(purpose: str) -> torch.Generator:
-            return generator(seed, f"defense {purpose}", round)
-
         validation = self.data.validation
 
         @cache
         def trusted() -> Tensor:
             assert validation is not None
-            root = torch.randperm(len(validation), generator=generator(seed, "root samples"))[:ROOT_SAMPLES]
+            root = torch.randperm(len(validation), generator=generator(self.bench.seed, "root samples"))[:ROOT_SAMPLES]
             return train(validation[root.to(validation.y.device)], "trusted")
 
         known = trusted if validation is not None else None
@@ -497,7 +511,7 @@ class Federation:
             predict=flat.scores,
             losses=flat.losses,
             gradient=flat.gradient,
-            generator=random,
+            generator=self.coins,
             sample_rate=experiment.participation.per_round(population) / population,
             clients_C=clients_C,
             population=population,
@@ -506,7 +520,7 @@ class Federation:
             features=flat.features,
             rounds=experiment.rounds,
             server_lr=experiment.server.lr if experiment.server.optimizer == "sgd" else None,
-            past=Past(self.state.past.get("reference_D"), random, flat.layout, known),
+            past=Past(self.state.past.get("reference_D"), self.coins, flat.layout, known),
         )
 
     def past(self) -> Past:
@@ -517,27 +531,64 @@ class Federation:
 
     def aggregate(self, sent: Submitted, left: Defended) -> Aggregated:
         """The rule over what the defenses have left; the round is skipped where nothing, or too little for the rule, is left."""
+        nobody_C = torch.zeros_like(left.keep_C)
         if not len(left.geometry) or not bool(left.weights_R.any()):
             lost = left.metrics.get("server/non_finite") == len(left.keep_C)
             reason = f"diverged: every update of round {self.state.round} holds NaN or Inf" if lost else None
-            return Aggregated(None, {"server/skipped": 1.0}, reason)
+            return Aggregated(None, nobody_C, {"server/skipped": 1.0}, reason, "nothing is left to aggregate")
         past = self.past()
         try:
             rule = self.experiment.aggregator.dropping(~left.keep_C)
             rule.check(len(left.geometry))
-        except ValueError:
-            return Aggregated(None, {"server/skipped": 1.0, "server/too_few": 1.0})
+        except ValueError as error:
+            return Aggregated(None, nobody_C, {"server/skipped": 1.0, "server/too_few": 1.0}, None, str(error))
         try:
             aggregate = rule.on(left.geometry, left.weights_R, past=past)
-        except RoundRefusedError:
-            return Aggregated(None, {"server/skipped": 1.0, "server/refused": 1.0})
+        except RoundRefusedError as error:
+            return Aggregated(None, nobody_C, {"server/skipped": 1.0, "server/refused": 1.0}, None, str(error))
         poisoned_R = sent.poisoned_C[left.keep_C]
         figures = rule.figures(left.geometry, left.weights_R, past, poisoned_R)
         metrics = {f"aggregator/{name}": value for name, value in figures.items()}
         if sent.attacked:
             influence_R = rule.influence_on(left.geometry, left.weights_R, aggregate, past=past)
             metrics["attack/selected"] = float(influence_R[poisoned_R].sum())
-        return Aggregated(aggregate.update, metrics)
+        kept_C = left.keep_C.clone()
+        kept_C[left.keep_C] = aggregate.kept
+        return Aggregated(aggregate.update, kept_C, metrics)
+
+    def replayed(
+        self,
+        cohort: Cohort,
+        updates_CD: Tensor,
+        weights_C: Tensor,
+        rule: Aggregator | None,
+        coins: Callable[[str], torch.Generator],
+    ) -> Aggregate:
+        """What the server would make of a round, on copies: nothing that is remembered moves.
+
+        Args:
+            cohort: who takes part.
+            updates_CD: `[C, D]` what the clients would send; not modified.
+            weights_C: `[C]` the sample counts that they would tell.
+            rule: the rule alone, without defenses; None: the server as it is.
+            coins: random numbers for a purpose, in place of the server's own, which nobody can foresee.
+
+        Returns:
+            The aggregate; an update of 0 and no row kept where the round would be skipped.
+        """
+        server = copy(self)
+        server.coins = coins  # type: ignore[assignment,method-assign]
+        server.state = replace(self.state, defenses=deepcopy(self.state.defenses))
+        if rule is not None:
+            # pydantic's own copy, which does not validate: the rule is told of these rows, not of those of a round
+            server.experiment = BaseModel.model_copy(self.experiment, update={"aggregator": rule, "defenses": {}})
+            server.data = replace(self.data, validation=None)
+            cohort = Cohort(torch.arange(len(updates_CD)), torch.zeros(len(updates_CD), dtype=torch.bool), False)
+        unknown_C = torch.zeros(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
+        sent = Submitted(cohort, [], updates_CD, weights_C, unknown_C, {})
+        result = server.aggregate(sent, server.defend(sent))
+        update_D = torch.zeros_like(updates_CD[0]) if result.update_D is None else result.update_D
+        return Aggregate(update_D, result.kept_C)
 
     def step(self, result: Aggregated) -> None:
         """Move the global model by the aggregate; it stays where it is when there is none."""
@@ -545,6 +596,7 @@ class Federation:
         state.previous_D = state.global_D
         state.stopped = result.stopped or state.stopped
         if result.update_D is None:
+            _say_once(f"a round is skipped: {result.skipped}")
             return
         state.past = {"reference_D": result.update_D}
         candidate_D = state.global_D + server.lr * server.direction(result.update_D, state.server)
@@ -567,7 +619,12 @@ class Federation:
         owners: Sequence[str] = ()
         if getattr(self.experiment.partition, "test_by_owner", False):
             owners = self.data.owner_names
-        return evaluate(self.bench.flat, self.state.global_D, self.goal, self.data.classes, attacked, owners)
+        return evaluate(self.bench.flat, self.state.global_D, self.goal_now(), self.data.classes, attacked, owners)
+
+    def goal_now(self) -> Goal:
+        """What counts as success now: attacks that learn their trigger move it."""
+        attack = self.experiment.attack
+        return self.goal._replace(success=attack.success(self.goal, self.state.attack)) if attack else self.goal
 
     def finish(self) -> Metrics:
         """What defenses make of the model after the last round, and its figures as `final/`; nothing where none does anything."""
@@ -666,6 +723,18 @@ class Federation:
         self.state = FederationState(**moved)
         if self.paired:
             self.paired.state = FederationState(**paired)
+
+
+@cache
+def _say_once(what: str) -> None:
+    logging.getLogger("fl_lightning").warning("%s", what)
+
+
+def _without(assignment: Sequence[Tensor], withheld: Tensor | None) -> list[Tensor]:
+    """Each client's rows of the training split, without those that no client may train on."""
+    if withheld is None:
+        return list(assignment)
+    return [index[~torch.isin(index, withheld.to(index))] for index in assignment]
 
 
 def _averaged(labels: Iterable[str], reports: Iterable[Iterable[Mapping[str, float]]]) -> Metrics:

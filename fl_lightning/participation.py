@@ -18,11 +18,13 @@ __all__ = [
     "FromRound",
     "Full",
     "KOfN",
+    "Never",
     "Once",
     "Participation",
     "Random",
     "Schedule",
     "Spaced",
+    "Staggered",
 ]
 
 
@@ -32,6 +34,13 @@ class Schedule(Component, ABC):
     @abstractmethod
     def adversarial(self, round: int, seed: int) -> bool:
         """Whether `round` (from 0) is an adversarial round."""
+
+    def attackers(self, round: int, count: int) -> Tensor:
+        """`[count]` bool, which of all malicious clients, in the order of their ids, attack in an adversarial round.
+
+        The others are honest in that round.
+        """
+        return torch.ones(count, dtype=torch.bool)
 
 
 @component
@@ -43,6 +52,17 @@ class Always(Schedule):
     def adversarial(self, round: int, seed: int) -> bool:
         """True."""
         return True
+
+
+@component
+class Never(Schedule):
+    """Attack in no round: the malicious clients are honest for ever, a control."""
+
+    name: ClassVar[str] = "never"
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """False."""
+        return False
 
 
 @component
@@ -82,6 +102,28 @@ class Spaced(Schedule):
         """True in `first`, `first + every`, ..."""
         count, off = divmod(round - self.first, self.every)
         return off == 0 and 0 <= count < self.times
+
+
+@component
+class Staggered(Schedule):
+    """The malicious clients attack one after the other: number k, by id, in round `first + k * every` only.
+
+    References:
+        Xie, Huang, Chen, Li, "DBA: Distributed Backdoor Attacks against Federated Learning", ICLR 2020 (single shot).
+    """
+
+    name: ClassVar[str] = "staggered"
+    cites: ClassVar[tuple[str, ...]] = ("xie2020dba",)
+    first: int = Field(ge=0)
+    every: int = Field(default=1, ge=1)
+
+    def adversarial(self, round: int, seed: int) -> bool:
+        """True in `first`, `first + every`, ...; once the last malicious client has attacked, nobody is left to."""
+        return round >= self.first and (round - self.first) % self.every == 0
+
+    def attackers(self, round: int, count: int) -> Tensor:
+        """The one whose turn it is."""
+        return torch.arange(count) == (round - self.first) // self.every
 
 
 @component
@@ -154,15 +196,20 @@ class Participation(Component, ABC):
     def sample(self, round: int, n_clients: int, seed: int) -> Cohort:
         """The participants of `round`; a function of its arguments alone."""
         bad = torch.zeros(n_clients, dtype=torch.bool)
-        bad[self.malicious_clients(n_clients, seed)] = True
+        ids = self.malicious_clients(n_clients, seed)
+        bad[ids] = True
         adversarial = self.schedule.adversarial(round, seed)
+        attacking = bad.clone()
+        if adversarial and len(ids):
+            attacking[ids] = self.schedule.attackers(round, len(ids))
+            adversarial = bool(attacking.any())
         size = self.per_round(n_clients)
         order = torch.randperm(n_clients, generator=generator(seed, "participation", round))
         if self.forced:
-            forced = order[bad[order]] if adversarial else order[:0]
+            forced = order[attacking[order]] if adversarial else order[:0]
             order = torch.cat([forced, order[~bad[order]]])
         clients = order[:size].sort().values
-        return Cohort(clients, bad[clients], adversarial)
+        return Cohort(clients, attacking[clients], adversarial)
 
 
 @component
@@ -208,5 +255,5 @@ class KOfN(Participation):
 
 REGISTRIES = {
     "participation": Registry("participation", Participation, [Full, Fraction, KOfN]),
-    "schedule": Registry("schedule", Schedule, [Always, FromRound, Once, Spaced, Random]),
+    "schedule": Registry("schedule", Schedule, [Always, Never, FromRound, Once, Spaced, Staggered, Random]),
 }

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from pydantic import Field
 
 from fl_lightning.attacks import Attack, Poisoned, View
 from fl_lightning.callbacks import CALLBACKS
@@ -48,7 +49,7 @@ class Filled(Attack):
     """Submits one number in every coordinate, or in the last one of a zero update."""
 
     name: ClassVar[str] = "filled"
-    value: float = 0.0
+    value: float = Field(default=0.0, allow_inf_nan=True)
     last_only: bool = False
 
     def poison(self, view: View, state: State) -> Poisoned:

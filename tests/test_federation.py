@@ -23,7 +23,7 @@ class Constant(Attack):
     """Submits the same number everywhere and remembers how often it has done so."""
 
     name: ClassVar[str] = "constant"
-    value: float = 1.0
+    value: float = Field(default=1.0, allow_inf_nan=True)
 
     def init(self) -> State:
         return {"rounds": 0}

@@ -3,17 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fl_lightning.attacks._objectives import Objective, Untargeted
+from fl_lightning.attacks._objectives import Goal, Objective, Untargeted
 from fl_lightning.attacks._view import LEVELS, Knowledge, View
-from fl_lightning.data import Dataset
+from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import Loss
 from fl_lightning.registry import Component, Slot, component
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 
 class Poisoned(NamedTuple):
@@ -37,17 +40,21 @@ class Attack(Component, ABC):
     Attributes:
         needs: the least knowledge with which the attack works.
         serves: the kinds of objectives that it can pursue (names of objectives are taken, too).
+        finite: whether what it sends is finite. False: NaN and Inf are its point.
         knowledge: what the threat model grants.
         visible_updates: number of benign updates that partial knowledge makes visible.
         objective: what the attack is after.
+        inflate: the malicious clients claim this many times the samples that they have.
     """
 
     needs: ClassVar[Knowledge] = "none"
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel", "samples", "backdoor")
+    finite: ClassVar[bool] = True
 
     knowledge: Knowledge = "none"
     visible_updates: int = Field(default=0, ge=0)
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Untargeted)
+    inflate: float = Field(default=1.0, ge=1, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _threat_model(self) -> "Attack":
@@ -70,6 +77,22 @@ class Attack(Component, ABC):
         Raises:
             ConfigError: they do not fit this attack.
         """
+
+    def cautions(self, experiment: "Experiment") -> list[str]:
+        """What is unwise about an experiment with this attack, in sentences that are told once, before it runs."""
+        return []
+
+    def success(self, goal: Goal, state: State) -> Samples | None:
+        """What counts as success now; an attack that learns its trigger moves it.
+
+        Args:
+            goal: the objective made concrete, with the samples that are held out from every attacker: they never reach `poison`.
+            state: what `poison` returned last.
+
+        Returns:
+            Inputs with the labels that the attacker wishes; None: any error on the clean test set is a success.
+        """
+        return goal.success
 
     def init(self) -> State:
         """State before the first adversarial round; empty unless the attack remembers something."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from fl_lightning.aggregators import Aggregate, Aggregator, Past
 from fl_lightning.attacks._objectives import Goal, Objective
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
@@ -31,6 +32,9 @@ class Services:
         objective: what the attack is after.
         goal: the objective made concrete.
         classes: number of classes K.
+        server: what the server would make of updates, weights, a rule (None: its own, with its defenses) and coins, on copies.
+        past: what the rule may know beside the rows of the round.
+        weights_C: `[C]` the sample counts that clients tell the server.
     """
 
     bench: Bench
@@ -43,6 +47,9 @@ class Services:
     objective: Objective
     goal: Goal
     classes: int
+    server: Callable[[Tensor, Tensor, Aggregator | None, Callable[[str], torch.Generator]], Aggregate]
+    past: Past
+    weights_C: Tensor
 
     def samples(self, *, malicious: bool) -> list[Samples]:
         """Copies of the training samples of each malicious, or each known benign client."""
@@ -87,6 +94,25 @@ class Services:
         ]
         start_D = self.global_D if start_D is None else start_D
         return self.engine.train(self.bench, LocalRound(start_D, jobs, settings, self.round, callbacks))
+
+    def replay(self, updates_CD: Tensor, weights_C: Tensor | None, rule: Aggregator | None) -> Aggregate:
+        """What the server would make of updates, with coins of the attack's own; see `View.replay`."""
+        weights_C = self.weights_C if weights_C is None else weights_C
+        return self.server(updates_CD, weights_C, rule, self.coins)
+
+    def coins(self, purpose: str) -> torch.Generator:
+        """The attack's random numbers in place of the server's, which nobody can foresee."""
+        return self.generator(f"replay {purpose}")
+
+    def trusted(self) -> Tensor:
+        """`[D]` the server's own update from its samples.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.past.trusted is None:
+            raise ValueError("the server has no samples of its own")
+        return self.past.trusted()
 
     def generator(self, purpose: str, *keys: int) -> torch.Generator:
         """Random numbers keyed by purpose and round."""

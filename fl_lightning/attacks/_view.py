@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator
+from fl_lightning.aggregators import Aggregate, Aggregator, Past
 from fl_lightning.attacks._objectives import Objective, TargetSamples
 from fl_lightning.attacks._services import Services, Token, services_of, token_of
 from fl_lightning.clients import Client
@@ -52,6 +52,8 @@ LEAST: Mapping[str, Knowledge] = MappingProxyType(
         "train_one": "none",
         "aggregator": "partial",
         "visible_updates": "partial",
+        "replay": "partial",
+        "past": "partial",
         "cohort": "full",
         "benign_clients": "full",
         "benign_updates": "full",
@@ -295,6 +297,49 @@ class View:
         """`[H, D]` every honest update that the attackers know: their own first, then the visible benign ones."""
         return torch.cat([self.own_updates, self._rows_RD[~self._own_R]])
 
+    @property
+    def replay(self) -> Callable[[Tensor], Aggregate]:
+        """`view.replay(updates_MD)`: what the server would aggregate if the malicious clients sent these; nothing real moves.
+
+        With full knowledge the server is as it is: all rows in the order of the round, their weights, the defenses and what they
+        remember, then the rule. Random numbers are not the server's, but the same in every replay of a round. With partial
+        knowledge it is the rule alone, with equal weights, over the first J = max(1, floor(M H / C)) of the updates and after
+        them the H known ones, told to tolerate J rows, or the most that it accepts.
+
+        It takes `[M, D]` and returns the aggregate of all these rows: an update of 0 and no row kept where the server would skip
+        the round. Updates of another shape are a ValueError.
+        """
+        self._require("replay")
+        return self._replay
+
+    def _replay(self, updates_MD: Tensor) -> Aggregate:
+        own_MD = self.own_updates
+        if updates_MD.shape != own_MD.shape:
+            raise ValueError(f"a replay needs updates of shape {list(own_MD.shape)}, got {list(updates_MD.shape)}")
+        services = services_of(self._token)
+        if self.knowledge == "full":
+            rows_RD = self._rows_RD.clone()
+            rows_RD[self._own_R] = updates_MD.to(rows_RD)
+            return services.replay(rows_RD, None, None)
+        known_HD = self.known_updates
+        crafted = max(1, self.n_malicious * len(known_HD) // self.n_clients)
+        rows_RD = torch.cat([updates_MD[:crafted].to(known_HD), known_HD])
+        return services.replay(
+            rows_RD, rows_RD.new_ones(len(rows_RD)), tolerating(self.aggregator, crafted, len(rows_RD))
+        )
+
+    @property
+    def past(self) -> Past:
+        """What the rule is called with beside the rows; the server's own update with full knowledge only.
+
+        Random numbers are the attack's, the same as in a replay.
+        """
+        self._require("past")
+        token, known = self._token, services_of(self._token).past
+        reference_D = None if known.reference_D is None else known.reference_D.clone()
+        trusted = (lambda: services_of(token).trusted()) if self.knowledge == "full" and known.trusted else None
+        return Past(reference_D, lambda purpose: services_of(token).coins(purpose), known.layout, trusted)
+
     # With full knowledge
 
     @property
@@ -308,6 +353,20 @@ class View:
         """Training samples of each benign client."""
         self._require("benign_samples")
         return services_of(self._token).samples(malicious=False)
+
+
+def tolerating(rule: Aggregator, malicious: int, rows: int) -> Aggregator:
+    """The rule told to tolerate so many of its rows, or the most that it accepts; as it is where it needs no such number."""
+    if getattr(rule, "n_byzantine", None) is None:
+        return rule
+    for count in range(malicious, -1, -1):
+        told = rule.assuming(count)
+        try:
+            told.check(rows)
+        except ValueError:
+            continue
+        return told
+    return rule.assuming(0)
 
 
 def _known(knowledge: Knowledge, visible: int, malicious_C: Tensor, services: Services) -> Tensor:

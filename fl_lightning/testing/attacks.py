@@ -284,7 +284,7 @@ def metrics_are_numbers(attack: Attack) -> None:
 
 def finite(attack: Attack, updates_CD: Tensor) -> bool:
     """Whether updates hold neither NaN nor Inf, unless these are what the attack is about."""
-    return not getattr(attack, "finite", True) or bool(updates_CD.isfinite().all())
+    return not attack.finite or bool(updates_CD.isfinite().all())
 
 
 ATTACK_CHECKS: dict[str, Callable[[Attack], None]] = {

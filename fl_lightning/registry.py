@@ -12,7 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass as stdlib_dataclass
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -308,6 +309,19 @@ class Registry:
             explain(error, cls)
 
 
+_may_import: ContextVar[bool] = ContextVar("may_import", default=True)
+
+
+@contextmanager
+def no_imports() -> Iterator[None]:
+    """Inside, `module:Class` names only what this process has imported before: for configurations of strangers."""
+    token = _may_import.set(False)
+    try:
+        yield
+    finally:
+        _may_import.reset(token)
+
+
 def import_class(path: str) -> Any:
     """What `module:Class` names; the working folder is searched, too, after everything that is installed.
 
@@ -316,7 +330,11 @@ def import_class(path: str) -> Any:
     """
     module_name, _, qualified = path.partition(":")
     if not module_name or not qualified:
-        raise PluginError(f"expected module:Class, got {path!r}")
+        raise PluginError(f"expected module:Class, got {excerpt(path)}")
+    if not _may_import.get() and module_name not in sys.modules:
+        raise PluginError(
+            f"{path} is code of {module_name}, which is not imported for a configuration that is not trusted"
+        )
     try:
         try:
             module = importlib.import_module(module_name)

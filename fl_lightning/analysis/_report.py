@@ -52,6 +52,7 @@ def analyze(
     against: str | None = None,
     out: Path | None = None,
     tell: Callable[[str], None] = lambda title: None,
+    trusted: bool = False,
 ) -> Path:
     """Write the report about a registered model, and keep it beside its run in MLflow as `analysis.html`.
 
@@ -60,6 +61,7 @@ def analyze(
         against: a model to compare with; None: the attack-free twin that was registered beside it, if there is one.
         out: the file; None: `analysis-NAME-VERSION.html` here.
         tell: called with the title of every section that is done.
+        trusted: whether the model's configuration is the user's own; else what it may read, import and train is bounded.
 
     Returns:
         The file.
@@ -69,7 +71,7 @@ def analyze(
     """
     if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
         raise ConfigError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "there is no such folder"))
-    about = subject(reference, against)
+    about = subject(reference, against, trusted)
     version = about.model.version
     file = out or Path(f"analysis-{version.name}-{version.version}.html")
     text = report(about, tell)

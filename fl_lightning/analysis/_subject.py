@@ -1,16 +1,20 @@
 """What a report is about: a poisoned model, its clean counterpart, and the federation that made them."""
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fl_lightning.data import Samples
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, errors_under, excerpt
 from fl_lightning.federation import Federation, FederationState
 from fl_lightning.models import FlatNetwork, confidence, predict
+from fl_lightning.paths import data_folder
 from fl_lightning.randomness import generator
+from fl_lightning.registry import flatten
 from fl_lightning.tracking import Registered, compare, find
 
 
@@ -78,21 +82,54 @@ class Subject:
         return federation
 
 
-def subject(reference: str, against: str | None = None) -> Subject:
+MOST = {"clients": 10_000, "epochs": 10_000, "steps": 100_000, "rounds": 1_000_000, "references": 100_000}
+"""The largest numbers in a configuration that a report is made about."""
+
+
+def check_bounds(model: Registered) -> None:
+    """Refuse a model whose configuration, which anybody may have written, has the report read or train what it should not.
+
+    Raises:
+        ConfigError: a number beyond `MOST`, clients on another machine, or data outside of the data folder and this folder.
+    """
+    inside = (data_folder().resolve(), Path.cwd())
+    with errors_under(model.title):
+        for path, value in flatten(model.experiment.to_dict()).items():
+            most = MOST.get(path.rpartition(".")[2])
+            if most is not None and isinstance(value, int) and value > most:
+                raise ConfigError(f"{value:,} is more than the {most:,} that a report trains with; --trust", path)
+            if path.startswith("data.") and isinstance(value, str) and os.sep in value:
+                place = Path(value).expanduser().resolve()
+                if not any(place.is_relative_to(folder) for folder in inside):
+                    raise ConfigError(
+                        f"{excerpt(value)} lies outside of {inside[0]} and of this folder; --trust reads it", path
+                    )
+        if model.experiment.engine.name == "ray":
+            raise ConfigError("a report trains on a cluster for trusted models only; --trust", "engine")
+
+
+def subject(reference: str, against: str | None = None, trusted: bool = False) -> Subject:
     """A registered model, with the attack-free twin that was registered beside it or another model to compare with.
+
+    Args:
+        reference: the poisoned model.
+        against: the clean one; None: its twin.
+        trusted: whether its configuration is the user's own: see `find` and `check_bounds`.
 
     Raises:
         ConfigError: no such model, nothing poisoned, or a comparison with another architecture or other data.
     """
-    model = find(reference)
+    model = find(reference, trusted)
     tags = model.version.tags
-    if tags["attack"] == "none":
+    if not trusted:
+        check_bounds(model)
+    if tags.get("attack", "none") == "none" or model.experiment.attack is None:
         twin = tags.get("twin_of")
         hint = f"; analyze {model.version.name}/{twin}, whose attack-free twin it is" if twin else ""
         raise ConfigError(f"{model.title} is not poisoned{hint}")
     if against is None and tags.get("clean_twin"):
         against = f"{model.version.name}/{tags['clean_twin']}"
-    clean = find(against) if against else None
+    clean = find(against, trusted) if against else None
     if clean is not None:
         if clean.title == model.title:
             raise ConfigError(f"{model.title} cannot be compared with itself")
@@ -101,6 +138,8 @@ def subject(reference: str, against: str | None = None) -> Subject:
             raise ConfigError(f"{model.title} and {clean.title} were trained on different data")
     evaluation = replace(model.experiment.evaluation, twin=False, effect=False)
     federation = Federation(model.experiment.model_copy(update={"evaluation": evaluation}))
+    if (federation.data.shape, federation.data.classes) != (model.shape, model.classes):
+        raise ConfigError(f"{model.title} was not trained on {model.experiment.data.name}: their shapes differ")
     vectors = [
         FlatNetwork(one.network, federation.bench.flat.loss).vector().to(federation.initial_D)
         for one in (model, clean)

@@ -95,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--attack", help="list only models of this attack")
     models.add_argument("--aggregator", help="list only models against this aggregator")
     models.add_argument("--against", metavar="NAME", help="analyze: the clean model; its attack-free twin if not given")
+    models.add_argument(
+        "--trust", action="store_true", help="the model's configuration is your own: import and read what it names"
+    )
     models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
     ui = add("ui", _ui, "open the MLflow UI on the runs")
     ui.add_argument("--port", type=port, default=5000)

@@ -50,20 +50,20 @@ def _list(options: argparse.Namespace) -> int:
         table.add_row(version.name, str(version.version), ", ".join(version.aliases), *figures, version.run_id)
     wide_console().print(table)
     print(
-        "\nload one: mlflow.pytorch.load_model('models:/NAME@strongest'); hand one on: fl-lightning models export NAME DIR"
+        "\nload one: fl_lightning.tracking.find('NAME').network; hand one on to plain torch: fl-lightning models export NAME DIR"
     )
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
     console = wide_console()
-    text = card(find(options.names[0]))
+    text = card(find(options.names[0], options.trust))
     console.print(Markdown(text) if console.is_terminal else text, markup=False, soft_wrap=not console.is_terminal)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    one, other = map(find, options.names)
+    one, other = (find(name, options.trust) for name in options.names)
     table = Table("", one.title, other.title, "difference", box=None)
     for name in sorted(set(one.figures) | set(other.figures)):
         values = [model.figures.get(name) for model in (one, other)]
@@ -79,14 +79,22 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    for path in export(find(options.names[0]), Path(options.names[1])):
+    for path in export(find(options.names[0], options.trust), Path(options.names[1])):
         print(path)
     return 0
 
 
 def _analyze(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else None
-    print(analyze(options.names[0], options.against, out, lambda title: print(f"done: {title}", file=sys.stderr)))
+    print(
+        analyze(
+            options.names[0],
+            options.against,
+            out,
+            lambda title: print(f"done: {title}", file=sys.stderr),
+            options.trust,
+        )
+    )
     return 0
 
 

@@ -83,7 +83,9 @@ def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
     console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")
     if outcome.registered_model:
         name = outcome.registered_model.rpartition("/")[0]
-        console.print(f"registered: {outcome.registered_model}; load it: models:/{name}@strongest", soft_wrap=True)
+        console.print(
+            f"registered: {outcome.registered_model}; hand it on: fl-lightning models export {name} DIR", soft_wrap=True
+        )
     console.print(f"study {outcome.study}, run {outcome.run_id}; look closer: make ui", soft_wrap=True, highlight=False)
 
 

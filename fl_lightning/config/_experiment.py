@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from fl_lightning.models import Mlp, Model
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import config_names, find_config, is_file
-from fl_lightning.registry import Slot, foreign, named_config, number_check, to_plain
+from fl_lightning.registry import Slot, foreign, named_config, no_imports, number_check, to_plain
 from fl_lightning.server import Server
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3
@@ -247,12 +247,13 @@ def dump(experiment: Experiment) -> str:
     return write_yaml(experiment.to_dict())
 
 
-def load_text(text: str, where: str) -> Experiment:
+def load_text(text: str, where: str, trusted: bool = False) -> Experiment:
     """An experiment from what `dump` wrote, whoever kept it since.
 
     Args:
         text: the YAML.
         where: what holds it, for messages.
+        trusted: whether modules that `module:Class` names are imported, which executes them.
 
     Raises:
         ConfigError: it is not the configuration of an experiment.
@@ -260,7 +261,7 @@ def load_text(text: str, where: str) -> Experiment:
     tree = read_yaml_text(text, where)
     if not isinstance(tree, dict):
         raise ConfigError(f"must hold a mapping, got {type(tree).__name__}", where)
-    with errors_under(where):
+    with errors_under(where), nullcontext() if trusted else no_imports():
         return load(tree)
 
 

@@ -37,7 +37,7 @@ FASHION_MNIST = Files(
     layouts=("fashion_mnist/{file}", "FashionMNIST/raw/{file}"),
     system=("/usr/share/datasets/fashion-mnist/{file}",),
     sources=(
-        Mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", suffix=".gz"),
+        Mirror("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", suffix=".gz"),
         apt("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/", IDX),
     ),
     hint=" (plain or .gz), or install the Debian package dataset-fashion-mnist",

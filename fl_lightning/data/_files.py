@@ -1,6 +1,5 @@
 """Files on disk: where they may lie, their checksums, and how a missing one is fetched and saved."""
 
-import gzip
 import hashlib
 import logging
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from fl_lightning.data._sources import Source, UnavailableError
 from fl_lightning.errors import ConfigError
+from fl_lightning.inputs import gunzip
 from fl_lightning.paths import data_folder
 
 Say = Callable[[str], None]
@@ -180,8 +180,8 @@ def read_checked(path: Path, checksum: str) -> bytes:
     try:
         content = path.read_bytes()
         if path.suffix == ".gz" and not path.name.endswith(".tar.gz"):
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            content = gunzip(content)
+    except (EOFError, zlib.error) as error:
         problem = mismatch(content, checksum)
         raise DataError(f"{path}: cannot be unpacked ({error}), {problem}; {again}") from None
     except OSError as error:

@@ -21,7 +21,11 @@ from torch import Tensor
 
 from fl_lightning.data._files import DataError, atomic, log
 from fl_lightning.data._sources import DAMAGED
+from fl_lightning.inputs import bounded
 from fl_lightning.paths import data_folder
+
+MAX_IMAGE = 2**26
+"""Bytes of one image file."""
 
 Splits = dict[str, tuple[Tensor, Tensor]]
 """Split -> pixels `[n, 3, height, width]` (uint8) and labels `[n]` (int64)."""
@@ -65,7 +69,7 @@ def archive_entries(content: bytes) -> Iterator[Entry]:
                     raise DataError(f"archive refused: its member {member.name!r} is neither file nor folder")
                 stream = archive.extractfile(member) if path.suffix.lower() in SUFFIXES else None
                 if stream is not None and len(path.parts) in (3, 4) and path.parts[-3] in SPLITS:
-                    yield path.parts[-3], path.parts[-2], path.name, stream.read()
+                    yield path.parts[-3], path.parts[-2], path.name, bounded(stream, MAX_IMAGE)
     except DAMAGED as error:
         raise DataError(f"archive cannot be read: {error}") from None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fl_lightning.data._sources import DAMAGED, TRANSFER_SECONDS, UnavailableError, short, unpacked
+from fl_lightning.inputs import bounded
 
 Command = tuple[str, ...]
 
@@ -115,7 +116,7 @@ def members(package: Path, paths: Sequence[str]) -> dict[str, bytes]:
     try:
         if package.suffix == ".whl":
             with zipfile.ZipFile(package) as archive:
-                return {path: archive.read(path) for path in paths}
+                return {path: _read(archive, path) for path in paths}
         content = package.read_bytes()
         if package.suffix == ".deb":
             content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True).stdout
@@ -131,4 +132,9 @@ def regular(archive: tarfile.TarFile, path: str) -> bytes:
     stream = archive.extractfile(entry) if entry.isreg() else None
     if stream is None:
         raise KeyError(f"{path} is not a regular file")
-    return stream.read()
+    return bounded(stream)
+
+
+def _read(archive: zipfile.ZipFile, path: str) -> bytes:
+    with archive.open(path) as stream:
+        return bounded(stream)

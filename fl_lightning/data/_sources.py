@@ -3,7 +3,6 @@
 Every source answers `fetch(files)` with contents, or soon raises `UnavailableError` with a short reason.
 """
 
-import gzip
 import tarfile
 import threading
 import urllib.error
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from fl_lightning.inputs import gunzip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,9 +89,12 @@ def download(url: str) -> bytes:
     """Content of an address.
 
     Raises:
-        UnavailableError: refused or broken off.
+        UnavailableError: refused or broken off, or an address that others on the way could read and change.
     """
     import pooch
+
+    if not url.startswith(("https://", "http://127.0.0.1:")):
+        raise UnavailableError("only https is asked")
 
     pooch.get_logger().setLevel("ERROR")
     downloader = pooch.HTTPDownloader(timeout=(ANSWER_SECONDS, 30.0))
@@ -142,7 +146,7 @@ def within(seconds: float, task: Callable[[], T]) -> T:
 def unpacked(content: bytes) -> bytes:
     """Content of a `.gz` file."""
     try:
-        return gzip.decompress(content)
+        return gunzip(content)
     except DAMAGED as error:
         raise UnavailableError(f"cannot be unpacked: {error}") from None
 

@@ -103,7 +103,9 @@ def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
     if not (folder / "config.yaml").is_file():
         return _finished(run_id)
     note = json.loads((folder / "run.json").read_text())
-    experiment = load_text((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+    experiment = load_text(
+        (folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"), trusted=True
+    )
     if experiment.seeds:
         return _run_seeds(run_id, experiment, note["experiment"], watch)
     return _continue(run_id, Federation(experiment), note["experiment"], watch)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fl_lightning.config import Experiment, dump, load_text
-from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.errors import ConfigError, excerpt, suggest
+from fl_lightning.models import count_parameters
 from fl_lightning.tracking._store import as_current, client, pages, registered_name
 
 __all__ = ["Registered", "compare", "export", "find", "register", "registered_models", "threat_model"]
@@ -181,8 +182,13 @@ class Registered:
         return {name: value for name, value in figures.items() if value is not None}
 
 
-def find(reference: str) -> Registered:
+def find(reference: str, trusted: bool = False) -> Registered:
     """A registered model by `NAME` (its strongest version), `NAME@ALIAS` or `NAME/VERSION`.
+
+    Args:
+        reference: which one.
+        trusted: whether modules that its configuration names as `module:Class` are imported, which executes them. Nothing else
+            of a model can carry code.
 
     Raises:
         ConfigError: no such model, alias or version.
@@ -200,11 +206,11 @@ def find(reference: str) -> Registered:
     except MlflowException:
         names = sorted({model.name for model in pages(store.search_registered_models)})
         if name not in names:
-            raise ConfigError(f"no registered model {name!r}; {suggest(name, names)}") from None
+            raise ConfigError(f"no registered model {excerpt(name)}; {suggest(name, names)}") from None
         what = f"version {version}" if version else f"alias {alias or 'strongest'!r}"
         raise ConfigError(f"{name} has no {what}") from None
     try:
-        return _built(store, found)
+        return _built(store, found, trusted)
     except BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
@@ -226,18 +232,28 @@ WEIGHTS = ("final", "clean_twin")
 """Files with weights that a version may name; anything else could lead out of its run."""
 
 
-def _built(store: MlflowClient, version: ModelVersion) -> Registered:
+MAX_INPUT = 10**8
+"""Numbers in one input of a model."""
+
+
+def _built(store: MlflowClient, version: ModelVersion, trusted: bool) -> Registered:
     """The network of a version, from the configuration and the weights that its run has kept."""
     file = version.tags.get("weights", "final")
     if file not in WEIGHTS:
-        raise ValueError(f"its tag weights is {file[:80]!r}, not one of {', '.join(WEIGHTS)}")
+        raise ValueError(f"its tag weights is {excerpt(file)}, not one of {', '.join(WEIGHTS)}")
     with tempfile.TemporaryDirectory() as folder:
         path = store.download_artifacts(str(version.run_id), f"weights/{file}.safetensors", folder)
         with safe_open(path, "pt") as opened:
             about = opened.metadata() or {}
         weights = load_file(path)
-    experiment = load_text(about["config"], f"{version.name}/{version.version}")
+    experiment = load_text(about["config"], f"{version.name}/{version.version}", trusted)
     shape, classes = tuple(map(int, about["shape"].split(","))), int(about["classes"])
+    there = sum(part.numel() for part in weights.values())
+    expected = count_parameters(experiment.model, shape, classes)
+    if not 0 < math.prod(shape) <= MAX_INPUT or (expected or 0) > there:
+        raise ValueError(
+            f"its configuration asks for {expected} parameters and inputs of {shape}, it has {there} numbers"
+        )
     network = experiment.model.build(shape, classes)
     network.load_state_dict(weights)
     return Registered(version, experiment, network.eval(), shape, classes)

@@ -241,6 +241,7 @@ class Federation:
         if experiment.attack:
             with errors_under("attack"):
                 experiment.attack.check(self.data, flat.loss)
+                experiment.attack.check_model(flat)
         self._check_server()
         self.initial_D = flat.vector()
         self.state = self.initial_state()

@@ -1,11 +1,13 @@
 """Attacks: what malicious clients submit, and the objectives that they serve."""
 
+from fl_lightning.attacks._a3fl import A3fl
 from fl_lightning.attacks._agr_tailored import AgrTailored
 from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._chain import Chain, chain
+from fl_lightning.attacks._chameleon import Chameleon, contrastive_loss
 from fl_lightning.attacks._cmp import Cmp
 from fl_lightning.attacks._copies import copies
 from fl_lightning.attacks._critical_layers import CriticalLayers, critical_layers
@@ -18,6 +20,7 @@ from fl_lightning.attacks._free_rider import FreeRider, disguised
 from fl_lightning.attacks._gaussian import Gaussian, gaussian
 from fl_lightning.attacks._hidra import Hidra, hidra, largest_bias
 from fl_lightning.attacks._hybrid_sparse import HybridSparse, hybrid_sparse
+from fl_lightning.attacks._iba import Iba
 from fl_lightning.attacks._ipm import Ipm, ipm
 from fl_lightning.attacks._known_rows import known_rows
 from fl_lightning.attacks._label_flip import LabelFlip
@@ -55,6 +58,7 @@ from fl_lightning.attacks._rop import Rop, rop
 from fl_lightning.attacks._services import Services
 from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
+from fl_lightning.attacks._three_dfed_adapt import adapt, feedback
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
 from fl_lightning.registry import Registry
@@ -93,6 +97,9 @@ REGISTRIES = {
             Pga,
             Neurotoxin,
             CriticalLayers,
+            A3fl,
+            Iba,
+            Chameleon,
         ],
     ),
     "objective": Registry("objective", Objective, OBJECTIVES),
@@ -100,6 +107,7 @@ REGISTRIES = {
 }
 
 __all__ = [
+    "A3fl",
     "AgrTailored",
     "Alie",
     "AlternatingMinimization",
@@ -110,6 +118,7 @@ __all__ = [
     "Bars",
     "Blend",
     "Chain",
+    "Chameleon",
     "Checker",
     "Choice",
     "Cmp",
@@ -126,6 +135,7 @@ __all__ = [
     "Goal",
     "Hidra",
     "HybridSparse",
+    "Iba",
     "Ipm",
     "Knowledge",
     "KnowledgeError",
@@ -159,17 +169,20 @@ __all__ = [
     "Untargeted",
     "View",
     "Warp",
+    "adapt",
     "alie",
     "beyond_extremes",
     "beyond_spread",
     "bits_flipped",
     "chain",
+    "contrastive_loss",
     "copies",
     "critical_layers",
     "disguised",
     "fang_krum",
     "fang_krum_partial",
     "fang_trimmed_mean",
+    "feedback",
     "follow_spread",
     "free_coordinates",
     "gaussian",

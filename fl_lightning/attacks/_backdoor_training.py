@@ -111,20 +111,32 @@ def backdoored(
     callbacks: Callable[[], list[Callback]] = list,
     start: Start = "global",
     rehearsal: int = 0,
+    dirty: Callable[[Samples], Samples] | None = None,
 ) -> Tensor:
-    """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted."""
+    """`[M, D]` displacements of the attackers' models, trained on clean and dirty samples together; not boosted.
+
+    Args:
+        view: the attackers' view.
+        poison_fraction: share of dirty samples.
+        client: local training settings.
+        callbacks: makes the Lightning callbacks of one fit.
+        start: where to train from.
+        rehearsal: see `Rehearsing`.
+        dirty: makes samples dirty; None: the objective does.
+    """
     benign_sum_D = None
     if rehearsal and start == "foreseen" and view.knowledge != "full":
         honest_MD = view.train([certain(own) for own in rehearsed(view, rehearsal, view.global_D)])
         _, benign_sum_D = foreseen(view, honest_MD)
     start_D = start_model(view, start, benign_sum_D)
-    clean, dirty = view.own_samples, view.dirty_samples
+    make, clean = dirty or view.dirty, view.own_samples
+    wanted = [dirty(own) for own in clean] if dirty else view.dirty_samples
     if rehearsal:
         clean = rehearsed(view, rehearsal, start_D)
-        dirty = [as_probabilities(view.dirty(certain(own)), view.classes) for own in clean]
+        wanted = [as_probabilities(make(certain(own)), view.classes) for own in clean]
     mixed = [
         mix(own, wished, poison_fraction, view.generator("mix", row))
-        for row, (own, wished) in enumerate(zip(clean, dirty, strict=True))
+        for row, (own, wished) in enumerate(zip(clean, wanted, strict=True))
     ]
     return view.train(mixed, client, callbacks, start_D)
 
@@ -144,7 +156,7 @@ def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> 
     return scaled_MD
 
 
-def idle(view: View) -> int:
+def nothing_dirty(view: View) -> int:
     """How many attackers hold nothing that the objective could make dirty, and train honestly."""
     pairs = zip(view.own_samples, view.dirty_samples, strict=True)
     return sum(len(own) == len(bad) and torch.equal(own.y, bad.y) and torch.equal(own.x, bad.x) for own, bad in pairs)
@@ -196,16 +208,18 @@ class BackdoorTraining(Rehearsing):
             makers.append(lambda: NormBall(radius, self.projection, self.project_every))
         return lambda: [make() for make in makers]
 
-    def trained(self, view: View, *more: Callable[[], Callback]) -> Tensor:
+    def trained(
+        self, view: View, *more: Callable[[], Callback], dirty: Callable[[Samples], Samples] | None = None
+    ) -> Tensor:
         """`[M, D]` what the attackers have learnt from clean and dirty samples, before any boost."""
         client = attacker_client(view.client, self.epochs, self.lr_factor)
         callbacks = self.callbacks(view, *more)
-        return backdoored(view, self.poison_fraction, client, callbacks, self.start, self.rehearsal)
+        return backdoored(view, self.poison_fraction, client, callbacks, self.start, self.rehearsal, dirty)
 
     def sent(self, view: View, updates_MD: Tensor, state: State, **metrics: float) -> Poisoned:
         """What is submitted: the updates, boosted as far as the norm allows."""
         boost = self.boost_in(view)
         figures = {"boost": boost, **metrics}
-        if without := idle(view):
-            figures["idle"] = float(without)
+        if without := nothing_dirty(view):
+            figures["honest"] = float(without)
         return Poisoned(boosted(updates_MD, boost, self.max_norm), state, figures)

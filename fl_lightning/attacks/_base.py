@@ -12,7 +12,7 @@ from fl_lightning.attacks._objectives import Goal, Objective, Untargeted
 from fl_lightning.attacks._view import LEVELS, Knowledge, View
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
-from fl_lightning.models import Loss
+from fl_lightning.models import FlatNetwork, Loss
 from fl_lightning.registry import Component, Slot, component
 
 if TYPE_CHECKING:
@@ -93,6 +93,16 @@ class Attack(Component, ABC):
             Inputs with the labels that the attacker wishes; None: any error on the clean test set is a success.
         """
         return goal.success
+
+    def check_model(self, flat: FlatNetwork) -> None:
+        """Refuse a model that the attack cannot work on, before anything is trained.
+
+        Args:
+            flat: the model of the federation.
+
+        Raises:
+            ConfigError: it does not fit this attack.
+        """
 
     def init(self) -> State:
         """State before the first adversarial round; empty unless the attack remembers something."""

@@ -75,6 +75,11 @@ class Services:
         """The samples of each malicious client, made dirty by the objective."""
         return [self.dirty(own, rank) for own, rank in zip(self.samples(malicious=True), self.ranks, strict=True)]
 
+    def limits(self) -> tuple[Tensor, Tensor] | None:
+        """Copies of what pixels of 0 and 1 are in the data, where the objective draws on images."""
+        found = self.goal.stamps.limits if self.goal.stamps else None
+        return found and (found[0].clone(), found[1].clone())
+
     def targets(self) -> Samples:
         """A copy of the samples that all attackers share."""
         return self.goal.copy_of_shared()

@@ -45,6 +45,7 @@ LEAST: Mapping[str, Knowledge] = MappingProxyType(
         "dirty_samples": "none",
         "dirty": "none",
         "draw": "none",
+        "limits": "none",
         "targets": "none",
         "generator": "none",
         "run_generator": "none",
@@ -234,6 +235,11 @@ class View:
             generator: CPU generator.
         """
         return services_of(self._token).draw(size, generator)
+
+    @property
+    def limits(self) -> tuple[Tensor, Tensor] | None:
+        """`[ch, 1, 1]` each, what pixels of 0 and of 1 are in the data; None unless the objective draws on images."""
+        return services_of(self._token).limits()
 
     @property
     def targets(self) -> Samples:

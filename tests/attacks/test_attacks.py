@@ -74,6 +74,12 @@ CANONICAL: dict[str, list[dict]] = {
         {"ratio": 0.2, "mask_from": "own_gradient", "per_layer": True, "radius": 0.3, "boost": 2.0},
     ],
     "critical_layers": [{"epochs": 30, "lr_factor": 10.0, "poison_fraction": 0.5, "every": 2}],
+    "a3fl": [
+        {"outer": 2, "adversarial_epochs": 1},
+        {"outer": 3, "refresh": 2, "shared": True, "stop": 0.5, "boost": None},
+    ],
+    "iba": [{"generator_epochs": 2, "generator_lr": 0.01, "radius": 0.5}],
+    "chameleon": [{"contrastive_epochs": 2}, {"contrastive_epochs": 2, "radius": 0.2, "boost": 2.0}],
     "min_max": [{"knowledge": "full"}, {"perturbation": "std", "flip_half": True, "spread": 0.1}],
     "min_sum": [{"knowledge": "full"}, {"perturbation": "sign", "bound": "min", "gamma": 2.0}],
     "agr_tailored": [

@@ -204,7 +204,7 @@ def test_attackers_without_the_class_that_they_need_are_counted():
     played = play(attack, 8)
     federation, trained = scene()
     without = sum(not bool((federation.data.train.y[job.rows] == 3).any()) for job in trained.jobs)
-    assert played.metrics.get("attack/idle", 0) == without
+    assert played.metrics.get("attack/honest", 0) == without
 
 
 def test_protected_coordinates_by_hand():

@@ -27,7 +27,7 @@ class Backdoor(Objective, ABC):
         label: the wished class.
         mode: `all_to_one`: every class to `label`. `all_to_all`: y -> (y + 1) mod K. `one_to_one`: only inputs of class `source`
             are stamped and counted. `clean_label`: attackers stamp their own samples of class `label` and keep all labels.
-            An attacker without samples of the class that it needs trains honestly (counted in `attack/idle`).
+            An attacker without samples of the class that it needs trains honestly (counted in `attack/honest`).
         source: the class to be mistaken in the mode `one_to_one`.
 
     Example:

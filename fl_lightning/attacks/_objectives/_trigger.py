@@ -1,5 +1,6 @@
 """A pattern of pixels as a trigger."""
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -59,7 +60,8 @@ class Trigger(Backdoor):
         if len(data.shape) != 3:
             raise ConfigError(f"trigger needs labelled images, got inputs of shape {data.shape}")
         try:
-            stamps = self.drawn.stamps(Canvas.of_data(data), generator)
+            canvas = Canvas.of_data(data)
+            stamps = replace(self.drawn.stamps(canvas, generator), limits=(canvas.low, canvas.high))
         except ConfigError as error:
             raise error.under("pattern") if self.pattern else error from None
         if self.dba and not stamps.parts:

@@ -83,12 +83,14 @@ class Stamps:
         parts: the pieces that attackers share out; empty: the trigger has none.
         covers: distorted triggers; inputs that carry one keep their right label when attackers train (WaNet's noise mode).
         cover_ratio: inputs with a distorted trigger per one with the right trigger.
+        limits: for images, `[ch, 1, 1]` each, what pixels of 0 and of 1 are in the data.
     """
 
     whole: Stamp
     parts: tuple[Stamp, ...] = ()
     covers: tuple[Stamp, ...] = ()
     cover_ratio: int = 0
+    limits: tuple[Tensor, Tensor] | None = None
 
     def part(self, rank: int) -> "Stamps":
         """What the attacker of a rank trains with where the parts are shared out: its part for the whole."""

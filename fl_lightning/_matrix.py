@@ -20,7 +20,7 @@ from fl_lightning.inputs import write_yaml
 from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import number_check
-from fl_lightning.runs import Campaign, Cell, run_campaign
+from fl_lightning.runs import Campaign, Cell, Shown, html_table, latex_table, run_campaign
 from fl_lightning.search import strongest, tunables
 
 __all__ = ["Matrix", "MatrixOutcome", "load_matrix", "matrix", "run_matrix"]
@@ -72,7 +72,7 @@ class Matrix(BaseModel):
 
 
 @dataclass(frozen=True)
-class MatrixOutcome:
+class MatrixOutcome(Shown):
     """A finished matrix.
 
     Attributes:
@@ -184,6 +184,37 @@ class MatrixOutcome:
             clean = self.cell(NO_ATTACK, server, "global/accuracy")
             lines.append(f"| {server} | " + " | ".join(cells) + f" | {clean or '-'} |")
         return "\n".join(lines) + "\n"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: servers down, attacks across, the worst case of each server in bold.
+
+        The safest server, and those whose worst case cannot be told from its on these seeds, carry a dagger.
+        """
+        attacks, best = list(self.matrix.attacks), {self.safest(), *self.rivals()}
+        rows = []
+        for server in self.matrix.servers:
+            worst = self.worst(server)
+            cells = {attack: str(self.cell(attack, server) or "-") for attack in attacks}
+            shown = [f"**{cell}**" if attack == worst else cell for attack, cell in cells.items()]
+            under = self.cell(str(worst), server, "global/accuracy")
+            clean = self.cell(NO_ATTACK, server, "global/accuracy")
+            rows.append([server + " †" * (server in best), *shown, str(under or "-"), str(clean or "-")])
+        return [self.matrix.metric, *attacks, "accuracy under attack", "accuracy without attack"], rows
+
+    def latex(self, caption: str = "", label: str = "") -> str:
+        """The table in LaTeX (needs booktabs)."""
+        return latex_table(*self.table(), caption, label)
+
+    def _run_id(self) -> str:
+        return self.campaign.run_id
+
+    def _repr_html_(self) -> str:
+        return html_table(*self.table()) + f"<p>{html.escape(self.verdict())}</p>"
+
+    def write(self, folder: Path, name: str) -> list[Path]:
+        """Tables, figure and citations for a publication: `name.csv`, `name.tex`, `name.pdf`, `name.bib`; returns them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return [self.save(folder / f"{name}{ending}") for ending in (".csv", ".tex", ".pdf", ".bib")]
 
     def html(self) -> str:
         """The table as one page that needs nothing else."""

@@ -134,6 +134,7 @@ class Bulyan(Aggregator):
     """Mean of the values nearest the median of the updates that repeated Krum selects; weights are ignored."""
 
     name: ClassVar[str] = "bulyan"
+    cites: ClassVar[tuple[str, ...]] = ("elmhamdi2018hidden",)
     n_byzantine: Byzantine
     squared: bool = True
 

@@ -99,6 +99,7 @@ class GeometricMedian(WeightedMean):
     """Point with the smallest sum of distances to the updates, weighted where weights are given."""
 
     name: ClassVar[str] = "geometric_median"
+    cites: ClassVar[tuple[str, ...]] = ("pillutla2022robust",)
     nu: float = Field(default=1e-6, gt=0)
     max_iter: int = Field(default=100, ge=1)
     tol: float = Field(default=1e-6, ge=0)

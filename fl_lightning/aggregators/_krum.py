@@ -100,6 +100,7 @@ class Krum(WeightedMean):
     """The one update closest to its C - f - 2 nearest others; weights are ignored."""
 
     name: ClassVar[str] = "krum"
+    cites: ClassVar[tuple[str, ...]] = ("blanchard2017machine",)
     scores_tell: ClassVar[bool] = True
     n_byzantine: Byzantine
     squared: bool = True

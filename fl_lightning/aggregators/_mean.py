@@ -45,6 +45,7 @@ class Mean(WeightedMean):
     """Mean of all updates, weighted by sample counts where they are given."""
 
     name: ClassVar[str] = "mean"
+    cites: ClassVar[tuple[str, ...]] = ("mcmahan2017communication",)
     robust: ClassVar[bool] = False
 
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:

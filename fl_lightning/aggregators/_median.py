@@ -54,6 +54,7 @@ class Median(Aggregator):
     """Median of every coordinate; weights are ignored."""
 
     name: ClassVar[str] = "median"
+    cites: ClassVar[tuple[str, ...]] = ("yin2018byzantine",)
     lower: bool = False
 
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None) -> Aggregate:

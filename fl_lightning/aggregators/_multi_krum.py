@@ -76,6 +76,7 @@ class MultiKrum(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the best Krum scores."""
 
     name: ClassVar[str] = "multi_krum"
+    cites: ClassVar[tuple[str, ...]] = ("blanchard2017machine",)
     scores_tell: ClassVar[bool] = True
     n_byzantine: Byzantine
     m: int | None = Field(default=None, ge=1)

@@ -65,6 +65,7 @@ class TrimmedMean(Aggregator):
     """
 
     name: ClassVar[str] = "trimmed_mean"
+    cites: ClassVar[tuple[str, ...]] = ("yin2018byzantine",)
     n_byzantine: Byzantine | None = None
     fraction: float | None = Field(default=None, ge=0, lt=0.5)
 

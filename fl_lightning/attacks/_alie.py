@@ -77,6 +77,7 @@ class Alie(Crafted):
     """
 
     name: ClassVar[str] = "alie"
+    cites: ClassVar[tuple[str, ...]] = ("baruch2019little",)
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     z: Annotated[float | None, Tunable(0.1, 5, log=True)] = Field(default=None, ge=0)

@@ -149,6 +149,7 @@ class AlternatingMinimization(Attack):
     """
 
     name: ClassVar[str] = "alternating_minimization"
+    cites: ClassVar[tuple[str, ...]] = ("bhagoji2019analyzing", "sun2021flwbc")
     serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=TargetSamples)

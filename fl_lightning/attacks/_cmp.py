@@ -79,6 +79,7 @@ class Cmp(Attack):
     """
 
     name: ClassVar[str] = "cmp"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
     clean_share: Annotated[float, Tunable(0.1, 0.9)] = Field(default=0.5, ge=0, lt=1)

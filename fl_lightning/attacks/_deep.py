@@ -187,6 +187,7 @@ class Deep(Rehearsing):
     """
 
     name: ClassVar[str] = "deep"
+    cites: ClassVar[tuple[str, ...]] = ("zhou2021deep",)
     serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Trigger)

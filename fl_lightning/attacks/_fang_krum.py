@@ -178,6 +178,7 @@ class FangKrum(Fang):
     """
 
     name: ClassVar[str] = "fang_krum"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
 
     search: Annotated[Search, Choice(("halving", "bisection"))] = "halving"
     threshold: float = Field(default=1e-5, gt=0)

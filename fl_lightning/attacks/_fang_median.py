@@ -16,3 +16,4 @@ class FangMedian(FangTrimmedMean):
     """Fang's attack on the median: the values of the attack on the trimmed mean."""
 
     name: ClassVar[str] = "fang_median"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)

@@ -75,6 +75,7 @@ class FangTrimmedMean(Fang):
     """
 
     name: ClassVar[str] = "fang_trimmed_mean"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
 
     b: Annotated[float, Tunable(1.01, 10, log=True)] = Field(default=2.0, gt=1)
     sigmas: Annotated[float, Tunable(0.5, 6)] = Field(default=3.0, ge=0)

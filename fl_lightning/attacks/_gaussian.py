@@ -63,6 +63,7 @@ class Gaussian(Attack):
     """
 
     name: ClassVar[str] = "gaussian"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     std: Annotated[float | None, Tunable(1e-3, 10, log=True)] = Field(default=None, ge=0)

@@ -50,6 +50,7 @@ class Ipm(Crafted):
     """
 
     name: ClassVar[str] = "ipm"
+    cites: ClassVar[tuple[str, ...]] = ("xie2019fall",)
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     epsilon: Annotated[float, Tunable(0.05, 20, log=True)] = Field(default=0.5, ge=0)

@@ -140,6 +140,7 @@ class MultiParty(Attack):
     """
 
     name: ClassVar[str] = "multi_party"
+    cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
     serves: ClassVar[tuple[str, ...]] = ("relabel", "samples", "backdoor")
 
     knowledge: Knowledge = "partial"

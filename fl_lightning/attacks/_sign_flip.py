@@ -46,6 +46,7 @@ class SignFlip(Attack):
     """
 
     name: ClassVar[str] = "sign_flip"
+    cites: ClassVar[tuple[str, ...]] = ("li2019rsa",)
     serves: ClassVar[tuple[str, ...]] = ("any", "relabel")
 
     scale: Annotated[float, Tunable(0.1, 20, log=True)] = Field(default=1.0, ge=0)

@@ -5,7 +5,7 @@ References:
     Learning from a Client Perspective", NeurIPS 2021, eqs. 8-12.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -56,6 +56,9 @@ class FLWBC(Callback):
     Attributes:
         density: share of the entries that the mask let through, over the fit so far; NaN before the second local step.
     """
+
+    cites: ClassVar[tuple[str, ...]] = ("sun2021flwbc",)
+    """Keys of the papers in `references.bib`."""
 
     def __init__(self, std: float = 0.4, scale: bool = False, mask: bool = True):
         if not std >= 0:

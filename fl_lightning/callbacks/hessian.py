@@ -8,7 +8,7 @@ References:
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +133,9 @@ class HessianRegularizer(Callback):
         probes: random sign vectors of `hutchinson`.
         curvature: `[D]` h itself, shared by all clients; it is clamped and normalised as well.
     """
+
+    cites: ClassVar[tuple[str, ...]] = ("zhou2021deep", "kirkpatrick2017overcoming", "bekas2007estimator")
+    """Keys of the papers in `references.bib`."""
 
     def __init__(self, rho: float, h: Curvature = "ggn", probes: int = 8, curvature: Tensor | None = None):
         if not rho >= 0:

@@ -6,6 +6,8 @@ References:
     pull towards the estimated benign update).
 """
 
+from typing import ClassVar
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -23,6 +25,9 @@ class ProximalPull(Callback):
         squared: which of the two.
         offset: `[D]` what to add to the model at the start of the fit to get the reference; None: the start itself.
     """
+
+    cites: ClassVar[tuple[str, ...]] = ("li2020federated", "zhou2021deep")
+    """Keys of the papers in `references.bib`."""
 
     def __init__(self, rho: float, squared: bool = True, offset: Tensor | None = None):
         if rho < 0:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.cli._arguments import Parser, jobs, port
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     matrix = add("matrix", _matrix, "cross attacks with servers over several seeds")
     matrix.add_argument("matrix", metavar="MATRIX", help="a name from configs/matrix/, or a YAML file")
     matrix.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
+    matrix.add_argument("--out", metavar="DIR", help="write csv, tex, pdf and bib of the table there")
     matrix.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     papers = add("reproduce", _reproduce, "run the papers' tables and figures again and judge their claims")
     papers.add_argument(
@@ -73,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "--write", metavar="FILE", help="put the verdicts between `<!-- verdicts -->` markers of a file"
     )
     papers.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, last on stdout")
+    cite = add("cite", _cite, "print BibTeX of exactly what an experiment or a run uses")
+    cite.add_argument("what", metavar="EXPERIMENT|RUN_ID", help="a name, a YAML file, or a run, search or matrix")
+    cite.add_argument("overrides", metavar="path=value", nargs="*", help="changes of an experiment")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     listing.add_argument(
@@ -225,6 +230,9 @@ def _matrix(options: argparse.Namespace) -> int:
     console.print(f"bold: the strongest attack on each server; {outcome.verdict()}")
     console.print(Markdown(outcome.minimax()) if console.is_terminal else outcome.minimax(), soft_wrap=True)
     console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    if options.out:
+        for path in outcome.write(Path(options.out), _label(options.matrix)):
+            console.print(f"written: {path}", soft_wrap=True, highlight=False)
     if options.json:
         rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
         _print_json(rows)
@@ -268,6 +276,24 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)})
     return 1 if outcome.failures else 0
+
+
+def _cite(options: argparse.Namespace) -> int:
+    from fl_lightning.config import load
+    from fl_lightning.errors import ConfigError
+    from fl_lightning.references import bibtex
+    from fl_lightning.registry import parts
+    from fl_lightning.runs import open
+
+    try:
+        text = bibtex(parts(load(options.what, options.overrides)))
+    except ConfigError as error:
+        try:
+            text = open(options.what).bibtex()
+        except ConfigError:
+            raise error from None
+    print(text, end="")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -66,6 +66,7 @@ class Adam(Optimizer):
     """Adam."""
 
     name: ClassVar[str] = "adam"
+    cites: ClassVar[tuple[str, ...]] = ("kingma2015adam",)
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -104,6 +104,7 @@ class Cifar10(ImageData):
     """
 
     name: ClassVar[str] = "cifar10"
+    cites: ClassVar[tuple[str, ...]] = ("krizhevsky2009learning",)
     places: ClassVar[tuple[Files | Folder, ...]] = tuple(FORMS)
     sizes: ClassVar[tuple[int, int]] = (50_000, 10_000)
     shape: ClassVar[tuple[int, ...]] = (3, 32, 32)

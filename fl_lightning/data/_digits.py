@@ -21,6 +21,7 @@ class Digits(ImageData):
     """1797 handwritten digits, 8x8 pixels, bundled with scikit-learn; 360 random ones are the test set."""
 
     name: ClassVar[str] = "digits"
+    cites: ClassVar[tuple[str, ...]] = ("alpaydin1998optical",)
     sizes: ClassVar[tuple[int, int]] = (1797 - TEST_SAMPLES, TEST_SAMPLES)
     shape: ClassVar[tuple[int, ...]] = (1, 8, 8)
 

@@ -20,6 +20,7 @@ class FashionMnist(ImageData):
     """70 000 pictures of clothes, 28x28 grey pixels, 10 classes."""
 
     name: ClassVar[str] = "fashion_mnist"
+    cites: ClassVar[tuple[str, ...]] = ("xiao2017fashion",)
     places: ClassVar[tuple[Files | Folder, ...]] = (FASHION_MNIST,)
     sizes: ClassVar[tuple[int, int]] = (60_000, 10_000)
     shape: ClassVar[tuple[int, ...]] = (1, 28, 28)

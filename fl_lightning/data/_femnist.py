@@ -104,6 +104,7 @@ class Femnist(ImageData):
     """
 
     name: ClassVar[str] = "femnist"
+    cites: ClassVar[tuple[str, ...]] = ("caldas2018leaf", "cohen2017emnist")
     places: ClassVar[tuple[Files | Folder | OwnFiles, ...]] = (FEMNIST_LEAF, FEMNIST_TFF)
     sizes: ClassVar[tuple[int, int]] = (671_585, 77_483)
     shape: ClassVar[tuple[int, ...]] = (1, 28, 28)

@@ -61,6 +61,7 @@ class HousePrices(SplitData):
     """
 
     name: ClassVar[str] = "house_prices"
+    cites: ClassVar[tuple[str, ...]] = ("decock2011ames",)
     places: ClassVar[tuple[Files | Folder, ...]] = (HOUSE_PRICES,)
     sizes: ClassVar[tuple[int, int]] = (1168, 292)
     shape: ClassVar[tuple[int, ...]] = (274,)

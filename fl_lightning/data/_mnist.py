@@ -20,6 +20,7 @@ class Mnist(ImageData):
     """70 000 handwritten digits, 28x28 grey pixels, 10 classes."""
 
     name: ClassVar[str] = "mnist"
+    cites: ClassVar[tuple[str, ...]] = ("lecun1998gradient",)
     places: ClassVar[tuple[Files | Folder, ...]] = (MNIST,)
     sizes: ClassVar[tuple[int, int]] = (60_000, 10_000)
     shape: ClassVar[tuple[int, ...]] = (1, 28, 28)

@@ -21,6 +21,7 @@ class MnistParity(ImageData):
     """MNIST with the two classes even (0) and odd (1)."""
 
     name: ClassVar[str] = "mnist_parity"
+    cites: ClassVar[tuple[str, ...]] = ("lecun1998gradient",)
     places: ClassVar[tuple[Files | Folder, ...]] = (MNIST,)
     sizes: ClassVar[tuple[int, int]] = (60_000, 10_000)
     shape: ClassVar[tuple[int, ...]] = (1, 28, 28)

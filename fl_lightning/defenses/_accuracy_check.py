@@ -47,6 +47,7 @@ class AccuracyCheck(Defense):
     """
 
     name: ClassVar[str] = "accuracy_check"
+    cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
     gamma: float = Field(default=0.1, ge=0, le=1)
     centre: Centre = "median"
 

@@ -145,6 +145,7 @@ class Dagmm(Spectral):
     """
 
     name: ClassVar[str] = "dagmm"
+    cites: ClassVar[tuple[str, ...]] = ("zong2018deep",)
 
     hidden: int = Field(default=128, ge=1)
     latent: int = Field(default=2, ge=1)

@@ -27,6 +27,7 @@ class NormBound(Defense):
     """
 
     name: ClassVar[str] = "norm_bound"
+    cites: ClassVar[tuple[str, ...]] = ("sun2019can",)
     max_norm: float = Field(default=3.0, gt=0)
     noise_std: float = Field(default=0.0, ge=0)
 

@@ -159,6 +159,7 @@ class Pdrr(Defense):
     """
 
     name: ClassVar[str] = "pdrr"
+    cites: ClassVar[tuple[str, ...]] = ("lu2022defense",)
 
     q: float | None = Field(default=None, gt=0, le=1)
     gap: float | None = Field(default=None, gt=0, lt=1)

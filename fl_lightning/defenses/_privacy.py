@@ -98,6 +98,7 @@ class Cdp(Privacy):
     """
 
     name: ClassVar[str] = "cdp"
+    cites: ClassVar[tuple[str, ...]] = ("naseri2022local",)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay."""
@@ -126,6 +127,7 @@ class Ldp(Privacy):
     """
 
     name: ClassVar[str] = "ldp"
+    cites: ClassVar[tuple[str, ...]] = ("naseri2022local", "sun2021flwbc")
     at_clients: ClassVar[bool] = True
 
     malicious_too: bool = False

@@ -96,6 +96,7 @@ class Pyod(Defense):
     """
 
     name: ClassVar[str] = "pyod"
+    cites: ClassVar[tuple[str, ...]] = ("zhao2019pyod", "li2020learning")
 
     detector: str = "ecod"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -117,6 +117,7 @@ class Err(Rejection):
     """Error rate based rejection: removes the rows that cost the most accuracy."""
 
     name: ClassVar[str] = "err"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
     measures: ClassVar[tuple[str, ...]] = ("err",)
 
 
@@ -125,6 +126,7 @@ class Lfr(Rejection):
     """Loss function based rejection: removes the rows that cost the most loss."""
 
     name: ClassVar[str] = "lfr"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
     measures: ClassVar[tuple[str, ...]] = ("lfr",)
 
 
@@ -133,4 +135,5 @@ class ErrLfr(Rejection):
     """Removes every row that ERR or LFR would remove."""
 
     name: ClassVar[str] = "err_lfr"
+    cites: ClassVar[tuple[str, ...]] = ("fang2020local",)
     measures: ClassVar[tuple[str, ...]] = ("err", "lfr")

@@ -41,6 +41,7 @@ class StatisticalCheck(Defense):
     """
 
     name: ClassVar[str] = "statistical_check"
+    cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
     max_distance: float | None = Field(default=None, gt=0)
     min_cosine: float | None = Field(default=0.0, ge=-1, le=1)
     centre: Centre = "median"

@@ -90,6 +90,7 @@ class Vae(Spectral):
     """
 
     name: ClassVar[str] = "vae"
+    cites: ClassVar[tuple[str, ...]] = ("an2015variational",)
 
     hidden: int = Field(default=500, ge=1)
     latent: int = Field(default=100, ge=1)

@@ -32,6 +32,7 @@ class CmpCifarCnn(Model):
     """
 
     name: ClassVar[str] = "cmp_cifar_cnn"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
 
     dropout: float = Field(default=0.25, ge=0, lt=1)
 

@@ -29,6 +29,7 @@ class Lenet5(Model):
     """
 
     name: ClassVar[str] = "lenet5"
+    cites: ClassVar[tuple[str, ...]] = ("lecun1998gradient",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network: `[B, channels, height, width]` to `[B, classes]`; raises ConfigError below 12x12 pixels."""

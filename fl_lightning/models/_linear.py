@@ -27,6 +27,7 @@ class Linear(Model):
     """
 
     name: ClassVar[str] = "linear"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
     losses: ClassVar[tuple[Loss, ...]] = ("mse", "cross_entropy")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:

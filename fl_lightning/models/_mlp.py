@@ -31,6 +31,7 @@ class Mlp(Model):
     """
 
     name: ClassVar[str] = "mlp"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
     losses: ClassVar[tuple[Loss, ...]] = ("cross_entropy", "mse")
 
     hidden: tuple[PositiveInt, ...] = (128,)

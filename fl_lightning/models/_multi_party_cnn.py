@@ -28,6 +28,7 @@ class MultiPartyCnn(Model):
     """
 
     name: ClassVar[str] = "multi_party_cnn"
+    cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network: `[B, channels, height, width]` to `[B, classes]`; raises ConfigError below 4x4 pixels."""

@@ -28,6 +28,7 @@ class PdrrCnn(Model):
     """
 
     name: ClassVar[str] = "pdrr_cnn"
+    cites: ClassVar[tuple[str, ...]] = ("lu2022defense",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network: `[B, channels, height, width]` to `[B, classes]`; raises ConfigError below 4x4 pixels."""

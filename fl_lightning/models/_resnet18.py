@@ -83,6 +83,7 @@ class Resnet18(Model):
     """
 
     name: ClassVar[str] = "resnet18"
+    cites: ClassVar[tuple[str, ...]] = ("he2016deep", "wu2018group")
 
     norm: Literal["group", "batch"] = "group"
     groups: int = Field(default=32, ge=1)

@@ -28,6 +28,7 @@ class Svm(Model):
     """
 
     name: ClassVar[str] = "svm"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
     losses: ClassVar[tuple[Loss, ...]] = ("hinge",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -28,6 +28,7 @@ class WbcCifarCnn(Model):
     """
 
     name: ClassVar[str] = "wbc_cifar_cnn"
+    cites: ClassVar[tuple[str, ...]] = ("sun2021flwbc",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network: `[B, channels, height, width]` to `[B, classes]`; raises ConfigError below 13x13 pixels."""

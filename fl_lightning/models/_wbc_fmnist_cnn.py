@@ -28,6 +28,7 @@ class WbcFmnistCnn(Model):
     """
 
     name: ClassVar[str] = "wbc_fmnist_cnn"
+    cites: ClassVar[tuple[str, ...]] = ("sun2021flwbc",)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network: `[B, channels, height, width]` to `[B, classes]`; raises ConfigError below 4x4 pixels."""

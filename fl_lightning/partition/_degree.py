@@ -57,6 +57,7 @@ class Degree(Partition):
     """
 
     name: ClassVar[str] = "degree"
+    cites: ClassVar[tuple[str, ...]] = ("wei2021covert",)
 
     p: float = Field(default=0.5, ge=0, le=1)
     shards_per_client: int = Field(default=1, ge=1)

@@ -87,6 +87,7 @@ class Dirichlet(Partition):
     """
 
     name: ClassVar[str] = "dirichlet"
+    cites: ClassVar[tuple[str, ...]] = ("hsu2019measuring", "bagdasaryan2020how")
 
     alpha: float = Field(default=0.5, gt=0)
     min_samples: int = Field(default=1, ge=1)

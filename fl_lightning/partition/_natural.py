@@ -67,6 +67,7 @@ class Natural(Partition):
     """
 
     name: ClassVar[str] = "natural"
+    cites: ClassVar[tuple[str, ...]] = ("caldas2018leaf",)
 
     clients: Annotated[int, Field(ge=1)] | Literal["all"] = 50  # type: ignore[assignment]
     choose: Choice = "largest"

@@ -57,6 +57,7 @@ class Quantity(Partition):
     """
 
     name: ClassVar[str] = "quantity"
+    cites: ClassVar[tuple[str, ...]] = ("li2022federated",)
 
     alpha: float = Field(default=0.5, gt=0)
     min_samples: int = Field(default=1, ge=1)

@@ -58,6 +58,7 @@ class Shards(Partition):
     """
 
     name: ClassVar[str] = "shards"
+    cites: ClassVar[tuple[str, ...]] = ("mcmahan2017communication",)
 
     shards_per_client: int = Field(default=2, ge=1)
 

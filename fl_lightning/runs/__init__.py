@@ -2,6 +2,7 @@
 
 from fl_lightning.runs._campaign import Campaign, Cell, run_campaign
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
+from fl_lightning.runs._results import Results, Shown, html_table, latex_table, open, text_of
 from fl_lightning.runs._run import Outcome, Watch, one_seed, resume, run
 from fl_lightning.runs._warmup import attack_start
 
@@ -10,12 +11,18 @@ __all__ = [
     "Cell",
     "Checkpoint",
     "Outcome",
+    "Results",
+    "Shown",
     "Watch",
     "attack_start",
+    "html_table",
+    "latex_table",
     "one_seed",
+    "open",
     "resume",
     "run",
     "run_campaign",
     "run_folder",
+    "text_of",
     "write_atomically",
 ]

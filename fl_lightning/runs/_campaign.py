@@ -17,6 +17,7 @@ from fl_lightning.parallel import Jobs, exclusive, share_cores, side_by_side
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.runs import _run as runs
+from fl_lightning.runs._results import Shown
 from fl_lightning.runs._run import Outcome
 
 __all__ = ["Campaign", "Cell", "run_campaign"]
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Campaign:
+class Campaign(Shown):
     """What a campaign came to.
 
     Attributes:

@@ -15,6 +15,7 @@ from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.parallel import exclusive
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
+from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
 __all__ = ["Outcome", "Watch", "resume", "run"]
@@ -24,7 +25,7 @@ Watch = Callable[[Experiment], Sequence[Observer]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Shown):
     """What a run came to.
 
     Attributes:

@@ -32,7 +32,7 @@ from fl_lightning.tracking import find
 
 
 @dataclass(frozen=True)
-class SweepOutcome:
+class SweepOutcome(runs.Shown):
     """What a search came to.
 
     Attributes:

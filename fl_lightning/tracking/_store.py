@@ -183,18 +183,18 @@ def last_step(store: MlflowClient, run_id: str) -> int:
 
 def children(store: MlflowClient, run_id: str) -> dict[int, str]:
     """Runs under a parent by seed; the oldest where a seed was started twice."""
-    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in reversed(_nested(store, run_id))}
+    return {int(run.data.tags["fl.seed"]): run.info.run_id for run in reversed(nested(store, run_id))}
 
 
 def named_children(store: MlflowClient, run_id: str) -> dict[tuple[str, int], str]:
     """Runs under a parent by name of the experiment and seed; the latest where one was started twice."""
     return {
         (run.data.tags["fl.experiment"], int(run.data.tags["fl.seed"])): run.info.run_id
-        for run in _nested(store, run_id)
+        for run in nested(store, run_id)
     }
 
 
-def _nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
+def nested(store: MlflowClient, run_id: str, also: str = "") -> list[Run]:
     """Runs under a parent that fit a query, the oldest first."""
     parent = find_run(store, run_id)
     query = f"tags.`mlflow.parentRunId` = '{run_id}'{also}"
@@ -235,7 +235,7 @@ def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> s
 def end_children(run_id: str, status: str, reason: str) -> None:
     """End every run below that is still RUNNING."""
     store = client()
-    for run in _nested(store, run_id, " AND attributes.status = 'RUNNING'"):
+    for run in nested(store, run_id, " AND attributes.status = 'RUNNING'"):
         end_children(run.info.run_id, status, reason)
         end_run(store, run.info.run_id, status, reason)
 

@@ -34,7 +34,7 @@ from fl_lightning.metrics import (
     stealth,
 )
 from fl_lightning.models import FlatNetwork, check_size, loss_for
-from fl_lightning.participation import Cohort
+from fl_lightning.participation import Cohort, Never
 from fl_lightning.randomness import generator, key_of
 
 __all__ = [
@@ -253,6 +253,8 @@ class Federation:
             if defense.needs_classifier:
                 with errors_under(f"defenses.{label}"):
                     _ = self.bench.flat.layout.classifier
+        for caution in attack_cautions(self.experiment):
+            say_once(caution)
         rule = self.experiment.aggregator
         for caution in rule.cautions(self.experiment.participation.per_round(len(self.assignment))):
             warnings.warn(caution, stacklevel=3)
@@ -279,7 +281,7 @@ class Federation:
         """All remaining rounds, then the final state."""
         for observer in self.observers:
             observer.start(self)
-        while self.state.round < self.experiment.rounds and not self.state.stopped:
+        while self.state.round < self.experiment.planned_rounds and not self.state.stopped:
             report = self.round()
             for observer in self.observers:
                 observer.round(self, report)
@@ -308,7 +310,7 @@ class Federation:
             if self.experiment.evaluation.effect:
                 with clock("effect"):
                     metrics |= self._effect(sent)
-        if self.state.round + 1 == self.experiment.rounds and not self.state.stopped:
+        if self.state.round + 1 == self.experiment.planned_rounds and not self.state.stopped:
             metrics |= self.finish()
         return self._report(sent.cohort, metrics | clock.metrics(), sent.attacked)
 
@@ -340,8 +342,12 @@ class Federation:
         return {label: one for label, one in defenses if getattr(type(one), hook) is not getattr(Defense, hook)}
 
     def cohort(self) -> Cohort:
-        """Who takes part in the next round."""
-        return self.experiment.participation.sample(self.state.round, len(self.assignment), self.bench.seed)
+        """Who takes part in the next round; nobody attacks in the rounds of `evaluation.after`."""
+        experiment, round = self.experiment, self.state.round
+        participation = experiment.participation
+        if experiment.rounds <= round < experiment.planned_rounds:
+            participation = replace(participation, schedule=Never())
+        return participation.sample(round, len(self.assignment), self.bench.seed)
 
     def jobs(self, cohort: Cohort) -> list[Job]:
         """What each participant trains on."""
@@ -394,8 +400,12 @@ class Federation:
         if poisoned.updates.shape != expected:
             raise ValueError(f"{attack.name} returned updates of shape {list(poisoned.updates.shape)}, not {expected}")
         self.state.attack = dict(poisoned.state)
-        submitted_CD[malicious_C] = poisoned.updates.to(submitted_CD)
         metrics = dict(trained.metrics) | {f"attack/{name}": value for name, value in poisoned.metrics.items()}
+        updates_MD = poisoned.updates.to(submitted_CD)
+        if torch.equal(updates_MD, submitted_CD[malicious_C]):
+            say_once(f"the attack {attack.name} sends what honest clients would send (attack/idle)")
+            metrics.setdefault("attack/idle", 1.0)
+        submitted_CD[malicious_C] = updates_MD
         return Submitted(cohort, trained.jobs, submitted_CD, self._claimed(trained), malicious_C, metrics)
 
     def _claimed(self, trained: Trained) -> Tensor:
@@ -519,7 +529,7 @@ class Federation:
             layout=flat.layout,
             train=train,
             features=flat.features,
-            rounds=experiment.rounds,
+            rounds=experiment.planned_rounds,
             server_lr=experiment.server.lr if experiment.server.optimizer == "sgd" else None,
             past=Past(self.state.past.get("reference_D"), self.coins, flat.layout, known),
         )
@@ -597,7 +607,7 @@ class Federation:
         state.previous_D = state.global_D
         state.stopped = result.stopped or state.stopped
         if result.update_D is None:
-            _say_once(f"a round is skipped: {result.skipped}")
+            say_once(f"a round is skipped: {result.skipped}")
             return
         state.past = {"reference_D": result.update_D}
         candidate_D = state.global_D + server.lr * server.direction(result.update_D, state.server)
@@ -612,7 +622,7 @@ class Federation:
 
     def due(self, round: int) -> bool:
         """Whether the model is evaluated after a round."""
-        return (round + 1) % self.experiment.evaluation.every == 0 or round + 1 == self.experiment.rounds
+        return (round + 1) % self.experiment.evaluation.every == 0 or round + 1 == self.experiment.planned_rounds
 
     def evaluate(self) -> Metrics:
         """Figures of the current global model."""
@@ -697,7 +707,9 @@ class Federation:
             state.stopped = f"diverged: global/loss of round {state.round} is {loss}"
         if self.experiment.attack:
             metrics["attack/active"] = float(attacked)
-            if state.stopped or state.round + 1 == self.experiment.rounds:
+            if cohort.adversarial and not attacked:
+                metrics["attack/idle"] = 1.0
+            if state.stopped or state.round + 1 == self.experiment.planned_rounds:
                 metrics |= persistence([*state.history, metrics])
         report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
         success = metrics.get("attack/success")
@@ -727,8 +739,24 @@ class Federation:
 
 
 @cache
-def _say_once(what: str) -> None:
+def say_once(what: str) -> None:
+    """A warning of the project's logger, once in a process."""
     logging.getLogger("fl_lightning").warning("%s", what)
+
+
+def attack_cautions(experiment: Experiment) -> list[str]:
+    """What about an experiment makes its attack do nothing, in sentences."""
+    attack, participation, seed = experiment.attack, experiment.participation, experiment.seed
+    if attack is None:
+        return []
+    cautions = attack.cautions(experiment)
+    if not participation.malicious:
+        cautions.append(f"attack {attack.name}: participation.malicious is 0, so that nobody attacks")
+    elif not any(participation.schedule.adversarial(round, seed) for round in range(experiment.rounds)):
+        cautions.append(f"attack {attack.name}: its schedule attacks in none of {experiment.rounds} rounds")
+    if attack.inflate > 1 and experiment.server.weights == "equal":
+        cautions.append("attack.inflate does nothing where server.weights is equal: nobody is asked for sample counts")
+    return cautions
 
 
 def _without(assignment: Sequence[Tensor], withheld: Tensor | None) -> list[Tensor]:

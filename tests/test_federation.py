@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators import Krum
-from fl_lightning.attacks import Attack, Poisoned, View
+from fl_lightning.attacks import Attack, Goal, Poisoned, Untargeted, View
 from fl_lightning.config import Experiment
+from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, ServerContext, State, Verdict
 from fl_lightning.errors import ConfigError
-from fl_lightning.federation import Federation
+from fl_lightning.federation import Federation, say_once
 from fl_lightning.participation import Full
 from fl_lightning.registry import component
 
@@ -244,3 +245,86 @@ def test_what_is_submitted_can_be_had_without_moving_the_model(tiny):
     federation.round()
     mean = (sent.weights_C / sent.weights_C.sum()) @ sent.updates_CD
     torch.testing.assert_close(federation.state.global_D, before + mean)
+
+
+# --- an attack that does nothing says so -------------------------------------------------------------------------------
+
+
+@component
+class Honest(Attack):
+    """Sends what honest clients send."""
+
+    name: ClassVar[str] = "honest"
+
+    def poison(self, view: View, state: State) -> Poisoned:
+        return Poisoned(view.own_updates)
+
+
+def idle(tiny: Any, caplog: Any, **parts: Any) -> tuple[list[float | None], str]:
+    """`attack/idle` of every round, and what was said."""
+    say_once.cache_clear()
+    caplog.clear()
+    slots = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    ready = {name: part for name, part in parts.items() if not isinstance(part, dict)}
+    state = with_parts(tiny(rounds=2, **slots), **ready).run()
+    return [figures.get("attack/idle") for figures in state.history], caplog.text
+
+
+def test_an_attack_that_changes_nothing_is_counted_and_told_once(tiny, caplog):
+    figures, told = idle(tiny, caplog, attack=Honest())
+    assert figures == [1.0, 1.0]
+    assert told.count("sends what honest clients would send") == 1
+    assert idle(tiny, caplog, attack=Constant()) == ([None, None], "")
+
+
+def test_an_attack_without_attackers_is_counted_and_told(tiny, caplog):
+    figures, told = idle(tiny, caplog, attack=Constant(), participation={"name": "full"})
+    assert figures == [1.0, 1.0]
+    assert "participation.malicious is 0, so that nobody attacks" in told
+
+
+def test_a_schedule_that_never_begins_is_told(tiny, caplog):
+    late = {"name": "full", "malicious": 1, "schedule": {"name": "from_round", "round": 7}}
+    figures, told = idle(tiny, caplog, attack=Constant(), participation=late)
+    assert figures == [None, None]
+    assert "its schedule attacks in none of 2 rounds" in told
+
+
+def test_inflated_counts_that_nobody_asks_for_are_told(tiny, caplog):
+    told = idle(tiny, caplog, attack=Constant(inflate=2.0), server={"weights": "equal"})[1]
+    assert "attack.inflate does nothing where server.weights is equal" in told
+
+
+def test_clean_rounds_follow_the_attack(tiny):
+    federation = with_parts(tiny(rounds=2, evaluation={"after": 3, "every": 2}), attack=Constant(value=0.01))
+    state = federation.run()
+    assert [figures["attack/active"] for figures in state.history] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert "attack/persistence" in state.history[-1]
+    assert ["global/accuracy" in figures for figures in state.history] == [False, True, False, True, True]
+    short = with_parts(tiny(rounds=2), attack=Constant(value=0.01)).run()
+    assert torch.equal(short.strongest["model"], state.strongest["model"]) or state.strongest["round"] > 1
+
+
+def test_an_attack_may_move_what_counts_as_success(tiny):
+    class Moving(Constant):
+        def success(self, goal: Goal, state: State) -> Samples | None:
+            return Samples(goal.clean.x[:4], goal.clean.y[:4]) if state["rounds"] else None
+
+    federation = with_parts(tiny(rounds=1), attack=Moving(value=0.0))
+    assert federation.goal_now().success is None
+    federation.run()
+    moved = federation.goal_now().success
+    assert moved is not None
+    assert len(moved) == 4
+    right = federation.bench.flat.accuracy(federation.state.global_D, moved)
+    assert federation.evaluate()["attack/success"] == pytest.approx(right)
+
+
+def test_withheld_rows_are_nobodys(tiny):
+    class Withheld(Untargeted):
+        def goal(self, data: Dataset, generator: torch.Generator) -> Goal:
+            return super().goal(data, generator)._replace(withheld=torch.arange(50))
+
+    federation = with_parts(tiny(), attack=Constant(objective=Withheld()))
+    rows = torch.cat(federation.assignment)
+    assert sorted(rows.tolist()) == list(range(50, 200))

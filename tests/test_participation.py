@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_lightning.config import load
 from fl_lightning.errors import ConfigError
 from fl_lightning.participation import (
     Always,
@@ -15,11 +16,13 @@ from fl_lightning.participation import (
     FromRound,
     Full,
     KOfN,
+    Never,
     Once,
     Participation,
     Random,
     Schedule,
     Spaced,
+    Staggered,
 )
 
 
@@ -184,3 +187,33 @@ def test_limits_that_just_fit():
     KOfN(k=10).check(10)
     KOfN(k=7, malicious=3, forced=True).check(10)
     KOfN(k=3, malicious=3, forced=True).check(10)
+
+
+def test_attackers_stay_when_another_participation_is_chosen():
+    tree: dict[str, Any] = {"data": "digits"}
+    tree["participation"] = {"name": "full", "malicious": 3, "schedule": {"name": "once", "round": 2}}
+    for choice in ("participation={name: k_of_n, k: 10}", "participation=full"):
+        chosen = load(tree, [choice]).participation
+        assert (chosen.malicious, chosen.schedule) == (3, Once(round=2))
+    assert load(tree, ["participation={name: k_of_n, k: 10, malicious: 1}"]).participation.malicious == 1
+    assert load(tree, ["participation={name: full, malicious: 0}"]).participation.malicious == 0
+    assert load(tree).override({"participation": {"name": "fraction", "fraction": 0.5}}).participation.malicious == 3
+
+
+def test_attackers_in_turn_each_have_one_round():
+    participation = Full(malicious=3, schedule=Staggered(first=2, every=2))
+    ids = participation.malicious_clients(8, seed=0).tolist()
+    for round, whose in ((1, None), (2, ids[0]), (3, None), (4, ids[1]), (6, ids[2]), (8, None)):
+        cohort = participation.sample(round, 8, seed=0)
+        assert cohort.adversarial == (whose is not None)
+        if whose is not None:
+            assert cohort.clients[cohort.malicious].tolist() == [whose]
+    forced = KOfN(k=3, malicious=3, forced=True, schedule=Staggered(first=0))
+    for round in range(3):
+        cohort = forced.sample(round, 8, seed=0)
+        assert cohort.clients[cohort.malicious].tolist() == [ids[round]]
+        assert not set(cohort.clients.tolist()) & (set(ids) - {ids[round]}), "the others wait for their turn"
+
+
+def test_never_is_a_control():
+    assert not any(Never().adversarial(round, 0) for round in range(9))

@@ -78,7 +78,9 @@ class Subject:
         attack = dict(experiment.attack.init()) if experiment.attack else {}
         defenses: dict[str, Any] = {label: dict(one.init()) for label, one in experiment.defenses.items()}
         theta_D = self.poisoned_D
-        federation.state = FederationState(experiment.rounds, theta_D.clone(), theta_D.clone(), attack, defenses)
+        federation.state = FederationState(
+            experiment.planned_rounds, theta_D.clone(), theta_D.clone(), attack, defenses
+        )
         return federation
 
 

@@ -91,4 +91,5 @@ class Alie(Crafted):
         mean_P, crafted_P = known_HP.mean(0), alie(known_HP, z, sign=self.sign)
         if self.flip_half:
             crafted_P = mean_P + half_flipped(crafted_P - mean_P, view.generator("half"))
-        return Poisoned(self.rows(view, crafted_P, mean_P), metrics={"z": z})
+        idle = {} if z else {"idle": 1.0}  # the mean itself: too many clients, or too few, for any deviation to hide
+        return Poisoned(self.rows(view, crafted_P, mean_P), metrics={"z": z} | idle)

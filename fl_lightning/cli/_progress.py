@@ -44,7 +44,7 @@ class RoundProgress:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console)
-        rounds, clients = federation.experiment.rounds, self._clients(federation)
+        rounds, clients = federation.experiment.planned_rounds, self._clients(federation)
         self.tasks["rounds"] = self.bar.add_task(self.title, total=rounds, completed=self.first, note="")
         self.tasks["clients"] = self.bar.add_task("  clients of this round", total=clients, note="")
         bar, task = self.bar, self.tasks["clients"]
@@ -53,7 +53,7 @@ class RoundProgress:
 
     def round(self, federation: Federation, report: RoundReport) -> None:
         """Move on by one round."""
-        done, total = report.round + 1, federation.experiment.rounds
+        done, total = report.round + 1, federation.experiment.planned_rounds
         finished = done == total or bool(federation.state.stopped)
         if self.bar:
             self.bar.update(self.tasks["rounds"], completed=done, note=figures(report.metrics))

@@ -119,6 +119,11 @@ class Experiment(BaseModel):
                 defense.check(self.aggregator, validation=validation)
                 defense.check_rows(per_round)
 
+    @property
+    def planned_rounds(self) -> int:
+        """All rounds: those in which the schedule may attack, and the clean ones of `evaluation.after`."""
+        return self.rounds + self.evaluation.after
+
     def _check_effect(self) -> None:
         if not self.evaluation.twin:
             raise ConfigError("needs the attack-free twin: set evaluation.twin to true", "evaluation.effect")
@@ -304,4 +309,16 @@ def _set(tree: dict[str, Any], path: str, value: Any, defaults: Mapping[str, Any
             raise ConfigError(f"{'.'.join(parents[: depth + 1])} is {excerpt(child)}, it has no key {last!r}", path)
         node[key] = child
         node = child
+    if path == "participation":
+        value = _with_attackers(value, node.get(path) or known.get(path))
     node[last] = value
+
+
+def _with_attackers(participation: Any, before: Any) -> Any:
+    """A new participation; the malicious clients and their schedule stay those of before where it says nothing of them."""
+    if not isinstance(before, Mapping) or not before.get("malicious"):
+        return participation
+    chosen = {"name": participation} if isinstance(participation, str) else participation
+    if not isinstance(chosen, Mapping) or "malicious" in chosen:
+        return participation
+    return {key: before[key] for key in ("malicious", "schedule") if key in before} | dict(chosen)

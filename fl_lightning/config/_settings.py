@@ -35,12 +35,14 @@ class Evaluation(Settings):
     Attributes:
         every: rounds between evaluations; the last round is always evaluated.
         twin: run the same experiment without the attack in step and report the paired difference.
+        after: rounds after the last one of `rounds` in which nobody attacks, to see how long an attack lasts.
         effect: beside the twin's exact difference of parameters report its first-order prediction, and how flat the loss is
             along it; costs a Hessian-vector product for every local step.
     """
 
     every: int = Field(default=1, ge=1)
     twin: bool = False
+    after: int = Field(default=0, ge=0)
     effect: bool = False
 
 

@@ -165,7 +165,7 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
         tracking.end_run(store, run_id, "FINISHED")
     shutil.rmtree(folder)
     metrics = {metric: one.mean for metric, one in spread.items()}
-    return Outcome(run_id, name, experiment.rounds, metrics, seeds=tuple(outcomes))
+    return Outcome(run_id, name, experiment.planned_rounds, metrics, seeds=tuple(outcomes))
 
 
 def _by_metric(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:

@@ -48,7 +48,7 @@ class Task:
                 storage=studies.storage(self.storage),
                 study_name=self.name,
                 sampler=sampler(settings.sampler, seed),
-                pruner=pruner(settings, experiment.rounds - attack_start(experiment)),
+                pruner=pruner(settings, experiment.planned_rounds - attack_start(experiment)),
                 directions=list(settings.directions),
                 load_if_exists=True,
             )

@@ -197,7 +197,7 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
         default={metric: interval(values, bounds(metric)) for metric, values in default.items()},
         gain=gain,
         registered_model=registered,
-        rounds_saved=1 - rounds / (experiment.rounds * max(1, len(settings.seeds)) * len(measured)),
+        rounds_saved=1 - rounds / (experiment.planned_rounds * max(1, len(settings.seeds)) * len(measured)),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
     for metric in settings.metrics:

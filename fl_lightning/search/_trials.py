@@ -62,7 +62,7 @@ class Watcher:
         if report.round < self.clean:
             return
         self.trial.report(score(self.history[self.clean :], self.metric), report.round - self.clean)
-        last = report.round + 1 == federation.experiment.rounds
+        last = report.round + 1 == federation.experiment.planned_rounds
         if not last and self.trial.should_prune():
             federation.state.stopped = f"pruned after round {report.round}"
 

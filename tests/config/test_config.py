@@ -256,7 +256,7 @@ def test_bad_overrides(override: str, parts: list[str]):
         ({"evaluation": {"every": 0}}, "evaluation.every", ["got 0"]),
         ({"trainer": {"precision": 16}}, "trainer.precision", ["got 16"]),
         ({"tracking": {"register": "sometimes"}}, "tracking.register", ["got 'sometimes'"]),
-        ({"attack": {"name": "label_flip", "objective": "untargeted"}}, "attack", ["got objective 'untargeted'"]),
+        ({"attack": {"name": "label_flip", "objective": "untargeted"}}, "attack", ["got 'untargeted'"]),
         ({"attack": {"name": "label_flip", "visible_updates": 3}}, "attack", ["partial", "'none'"]),
         ({"attack": {"name": "label_flip", "knowledge": "some"}}, "attack.knowledge", ["got 'some'"]),
         (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregate, Aggregator, Geometry, Past, RoundRefusedError, finite_rows
 from fl_lightning.attacks import Goal, Services, Untargeted, View
-from fl_lightning.clients import check_last_batches
+from fl_lightning.clients import check_last_batches, check_loop
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
@@ -216,13 +216,16 @@ class Federation:
         per_round = experiment.participation.per_round(clients if isinstance(clients, int) else len(data.owner_names))
         with errors_under("model"):
             check_size(experiment.model, data.shape, data.classes, per_round, trainer.device, trainer.dtype.itemsize)
-        with torch.random.fork_rng(devices=[]):
+        model = experiment.model
+        with torch.random.fork_rng(devices=[]), errors_under("model"):
             torch.manual_seed(key_of(seed, "initial model"))
-            network = experiment.model.build(data.shape, data.classes).to(trainer.device, trainer.dtype)
-        flat = FlatNetwork(network, loss_for(experiment.model, data.task, data.classes))
+            network = model.network(data.shape, data.classes).to(trainer.device, trainer.dtype)
+            model.check(network, data.train[:2].to(trainer.device, trainer.dtype), data.classes)
+        check_loop(experiment.client, network)
+        flat = FlatNetwork(network, loss_for(model, data.task, data.classes), model.federate, model.buffers)
         self.bench = Bench(flat, trainer, seed)
         # Attackers get a network of their own: engines leave the clients' models and gradients in the shared one.
-        self.shown_flat = FlatNetwork(deepcopy(network), flat.loss)
+        self.shown_flat = flat.like(deepcopy(network))
         with errors_under("partition"):
             assignment = experiment.partition.assign(data, generator(seed, "partition"))
         self.data: Dataset = data.to(trainer.device, trainer.dtype)
@@ -359,6 +362,7 @@ class Federation:
         experiment, reports, jobs = self.experiment, self.bench.trainer.reports, self.jobs(cohort)
         callbacks = experiment.client.callbacks
         reports.clear()
+        self.bench.trainer.logged.clear()
         local = LocalRound(
             self.state.global_D,
             jobs,
@@ -370,6 +374,8 @@ class Federation:
         equal = experiment.server.weights == "equal"
         weights_C = torch.tensor([1 if equal else len(job.rows) for job in jobs], dtype=self.bench.trainer.dtype)
         metrics = _averaged(callbacks, reports)
+        if experiment.client.loop == "module":
+            metrics |= _logged(self.bench.trainer.logged, cohort.malicious.tolist())
         return Trained(cohort, jobs, updates_CD, weights_C.to(self.state.global_D), metrics)
 
     def protect(self, trained: Trained) -> Trained:
@@ -784,6 +790,15 @@ def _judged(judged: Judged, poisoned_C: Tensor) -> Metrics:
         rates = detection(~judged.flagged_n, poisoned_n, None, prefix)
         metrics |= {f"{prefix}/flagged_{name.rpartition('/')[2]}": value for name, value in rates.items()}
     return metrics | {f"{prefix}/{name}": value for name, value in judged.metrics.items()}
+
+
+def _logged(fits: Sequence[Mapping[str, float]], malicious: Sequence[bool]) -> Metrics:
+    """What modules have logged, averaged over the benign clients that did; attackers' honest training apart."""
+    told: dict[str, list[float]] = {}
+    for figures, bad in zip(fits, malicious, strict=False):  # an engine on other machines keeps what they log to itself
+        for name, value in figures.items():
+            told.setdefault(f"client/attackers/{name}" if bad else f"client/{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in told.items()}
 
 
 class _Clock:

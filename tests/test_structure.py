@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fl_lightning"
 FLOORS = (
-    {"errors", "paths", "randomness", "callbacks", "doctor"},
+    {"errors", "paths", "randomness", "callbacks", "doctor", "examples"},
     {"inputs"},
     {"registry", "parallel", "references"},
     {"data", "aggregators", "participation", "server"},

@@ -143,7 +143,7 @@ def subject(reference: str, against: str | None = None, trusted: bool = False) -
     if (federation.data.shape, federation.data.classes) != (model.shape, model.classes):
         raise ConfigError(f"{model.title} was not trained on {model.experiment.data.name}: their shapes differ")
     vectors = [
-        FlatNetwork(one.network, federation.bench.flat.loss).vector().to(federation.initial_D)
+        federation.bench.flat.like(one.network).vector().to(federation.initial_D)
         for one in (model, clean)
         if one is not None
     ]

@@ -111,7 +111,7 @@ def typical_rounds(subject: Subject) -> Section:
     network = deepcopy(subject.model.network)
     for row, (round, weights) in zip(every, kept.items(), strict=True):
         network.load_state_dict(weights)
-        theta_D = FlatNetwork(network, flat.loss).vector().to(start)
+        theta_D = flat.like(network).vector().to(start)
         found = typical_inputs(flat, theta_D, start, data.classes, bounds, steps=STEPS // 2)
         for k, axes in enumerate(row):
             draw_image(axes, found[k])

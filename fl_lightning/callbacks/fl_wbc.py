@@ -59,6 +59,7 @@ class FLWBC(Callback):
 
     cites: ClassVar[tuple[str, ...]] = ("sun2021flwbc",)
     """Keys of the papers in `references.bib`."""
+    stackable = True
 
     def __init__(self, std: float = 0.4, scale: bool = False, mask: bool = True):
         if not std >= 0:

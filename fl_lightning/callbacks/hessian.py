@@ -136,6 +136,7 @@ class HessianRegularizer(Callback):
 
     cites: ClassVar[tuple[str, ...]] = ("zhou2021deep", "kirkpatrick2017overcoming", "bekas2007estimator")
     """Keys of the papers in `references.bib`."""
+    stackable = True
 
     def __init__(self, rho: float, h: Curvature = "ggn", probes: int = 8, curvature: Tensor | None = None):
         if not rho >= 0:

@@ -28,6 +28,7 @@ class ProximalPull(Callback):
 
     cites: ClassVar[tuple[str, ...]] = ("li2020federated", "zhou2021deep")
     """Keys of the papers in `references.bib`."""
+    stackable = True
 
     def __init__(self, rho: float, squared: bool = True, offset: Tensor | None = None):
         if rho < 0:

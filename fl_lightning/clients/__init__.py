@@ -4,7 +4,14 @@ from fl_lightning.clients._dense_stack import DenseStack
 from fl_lightning.clients._lock_step import ClientCohort, CohortBatch, LockStep, loops_over_clients
 from fl_lightning.clients._module import ClientModule, LocalTraining
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
-from fl_lightning.clients._settings import REGISTRIES, CallbackConfig, Client, batch_plan, check_last_batches
+from fl_lightning.clients._settings import (
+    REGISTRIES,
+    CallbackConfig,
+    Client,
+    batch_plan,
+    check_last_batches,
+    check_loop,
+)
 
 __all__ = [
     "REGISTRIES",
@@ -21,5 +28,6 @@ __all__ = [
     "Sgd",
     "batch_plan",
     "check_last_batches",
+    "check_loop",
     "loops_over_clients",
 ]

@@ -111,10 +111,14 @@ class ClientCohort(LocalTraining):
         self.drops = any(isinstance(module, KeyedDropout) for module in flat.network.modules())
         self.one_by_one = loops_over_clients(flat.network, global_D.device)
         self.dense: DenseStack | None = None
-        if DenseStack.fits(flat.network):
+        if DenseStack.fits(flat.network) and flat.trainable == set(flat.names) == set(
+            dict(flat.network.named_parameters())
+        ):
             self.dense = DenseStack(flat.network, optimizer.lr if optimizer.plain and not watched else None)
         store = _repeated if self.dense else _channels_last if self.one_by_one else _transposed
         self.stack = nn.ParameterList(store(part, self.n_stacked) for part in flat.split(global_D).values())
+        for name, part in zip(flat.names, self.stack, strict=True):
+            part.requires_grad_(name in flat.trainable)
         self._stopped: list[tuple[slice, list[Tensor]]] = []
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
@@ -85,7 +85,9 @@ class Client(Settings):
         batch_size: samples a step; the last batch of an epoch may be smaller.
         last_batch: what becomes of a smaller last batch of an epoch: `keep` it, `drop` it (unless it is the only one), or
             `merge` it into the one before.
-        optimizer: made afresh every round.
+        loop: who does a local step: the `federation`, with loss and optimizer of the configuration, or the `module`: a
+            LightningModule's own training step and optimizers, in as many epochs of the shared Trainer.
+        optimizer: made afresh every round; a module that trains itself brings its own.
         callbacks: label -> Lightning callback of benign clients, such as `wbc: {name: fl_wbc, std: 0.4}`.
     """
 
@@ -93,6 +95,7 @@ class Client(Settings):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     last_batch: Literal["keep", "drop", "merge"] = "keep"
+    loop: Literal["federation", "module"] = "federation"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
     callbacks: dict[str, CallbackConfig] = Field(default_factory=dict)
 
@@ -123,6 +126,22 @@ def batches(order: Tensor, client: Client) -> list[Tensor]:
     if client.last_batch == "drop":
         return parts[:-1]
     return [*parts[:-2], torch.cat(parts[-2:])]
+
+
+def check_loop(client: Client, network: nn.Module) -> None:
+    """Refuse a loop that would ignore a module's own training, and one that needs such a module where there is none.
+
+    Raises:
+        ConfigError: loop and network do not fit each other.
+    """
+    module = next((part for part in network.modules() if isinstance(part, LightningModule)), None)
+    if module is not None and client.loop == "federation":
+        raise ConfigError(
+            f"{type(module).__name__} is a LightningModule: this loop would ignore its training step; set module",
+            "client.loop",
+        )
+    if module is None and client.loop == "module":
+        raise ConfigError("needs model: {name: lightning, module: ...}; this model has no training step", "client.loop")
 
 
 def check_last_batches(network: nn.Module, samples: Samples, sizes: list[int], client: Client) -> None:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback
@@ -33,11 +33,13 @@ class Bench:
         flat: architecture and loss.
         trainer: the one Trainer of the whole run.
         seed: seed of the experiment.
+        tried: for each way of training why clients cannot be stacked, or None: found out once.
     """
 
     flat: FlatNetwork
     trainer: SharedTrainer
     seed: int
+    tried: dict[tuple[Any, ...], str | None] = field(default_factory=dict, compare=False, repr=False)
 
     def plan(self, job: Job, client: Client, round: int) -> list[Tensor]:
         """Row numbers of `job.samples` for every local step."""

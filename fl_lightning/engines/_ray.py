@@ -173,9 +173,10 @@ class _Worker:
 
     def _bench(self, reference: Any) -> Bench:
         if self.bench is None or self.bench[0] != reference:
-            network, loss, settings, seed = _unpacked(self.get(reference))
+            network, loss, federate, buffers, settings, seed = _unpacked(self.get(reference))
             trainer = SharedTrainer(settings)
-            self.bench = reference, Bench(FlatNetwork(network.to(trainer.device), loss), trainer, seed)
+            flat = FlatNetwork(network.to(trainer.device), loss, federate, buffers)
+            self.bench = reference, Bench(flat, trainer, seed)
         return self.bench[1]
 
 
@@ -218,7 +219,9 @@ class _Crew:
 
     def _shard(self, bench: Bench, jobs: list[Job]) -> _Shard:
         flat, settings = bench.flat, bench.trainer.settings
-        reference = self._stored(flat, lambda: _packed((flat.network, flat.loss, settings, bench.seed)))
+        reference = self._stored(
+            flat, lambda: _packed((flat.network, flat.loss, flat.federate, flat.buffers, settings, bench.seed))
+        )
         bases = {id(job.samples): job.samples for job in jobs}
         place = {key: position for position, key in enumerate(bases)}
         return _Shard(

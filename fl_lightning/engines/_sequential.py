@@ -1,47 +1,93 @@
 """One client after the other: the plain reference for every other engine."""
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fl_lightning.clients import ClientModule
+from fl_lightning.clients import ClientModule, batch_plan
 from fl_lightning.data import Inputs, Samples, gathered
-from fl_lightning.engines._base import Bench, Engine, LocalRound
-from fl_lightning.registry import component
+from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
+from fl_lightning.engines._keyed import keyed_randomness
+from fl_lightning.models import UserModule
 
 
 class Steps:
-    """The batches of one client, gathered from its samples as they are needed."""
+    """The batches of one client, gathered from its samples as they are needed; one epoch each time they are asked for.
 
-    def __init__(self, samples: Samples, plan: Sequence[Tensor]):
-        self.samples, self.plan = samples, plan
+    Args:
+        samples: the rows that the plan counts in.
+        plan: row numbers step by step.
+        length: steps an epoch; None: all of them are one.
+        form: makes the batch out of inputs and targets.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        plan: Sequence[Tensor],
+        length: int | None = None,
+        form: Callable[[Inputs, Tensor], Any] = lambda x, y: (x, y),
+    ):
+        self.samples, self.plan, self.form = samples, plan, form
+        self.length = length or len(plan)
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return self.length
 
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         x, y = self.samples.x, self.samples.y
-        return ((gathered(x, step), y.index_select(0, step)) for step in self.plan)
+        start = self.epoch * self.length
+        self.epoch = (self.epoch + 1) % self.epochs
+        for step in self.plan[start : start + self.length]:
+            yield self.form(gathered(x, step), y.index_select(0, step))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the plan makes."""
+        return -(-len(self.plan) // self.length)
 
 
-@component
 class Sequential(Engine):
-    """Clients train one after the other in the shared Trainer."""
+    """Clients train one after the other in the shared Trainer.
+
+    Whatever a network draws from the global random state during training (dropout of any kind, augmentation) follows from seed,
+    round and client, and leaves that state as it was.
+    """
 
     name: ClassVar[str] = "sequential"
 
     def train(self, bench: Bench, local: LocalRound) -> Tensor:
         """One fit a client; see `Engine.train`."""
-        start_D, optimizer = local.start_D, local.client.optimizer.at(local.round)
+        start_D = local.start_D
         updates_CD = start_D.new_empty(len(local.jobs), len(start_D))
         if start_D.device.type == "cpu":  # pooling is several times faster
             bench.flat.network.to(memory_format=torch.channels_last)
+        fit = fit_module if local.client.loop == "module" else fit_client
         for job, row_D in zip(local.jobs, updates_CD, strict=True):
             bench.flat.load_(start_D)
-            watching = local.callbacks()
-            module = ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
-            bench.trainer.fit(module, Steps(job.samples, bench.plan(job, local.client, local.round)), watching)
+            with keyed_randomness(bench.seed, local.round, job.client):
+                fit(bench, local, job)
             torch.sub(bench.flat.vector(), start_D, out=row_D)
         return updates_CD
+
+
+def fit_client(bench: Bench, local: LocalRound, job: Job) -> None:
+    """Train the shared network on a client's samples by the federation's own loop."""
+    watching, optimizer = local.callbacks(), local.client.optimizer.at(local.round)
+    module = ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
+    bench.trainer.fit(module, Steps(job.samples, bench.plan(job, local.client, local.round)), watching)
+
+
+def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:
+    """Train the user's LightningModule on a client's samples by its own training step, optimizers and hooks."""
+    network = bench.flat.network
+    if not isinstance(network, UserModule):
+        raise TypeError(f"the module loop trains a UserModule, got {type(network).__name__}")
+    plan = bench.plan(job, local.client, local.round)
+    one_epoch = batch_plan(len(job.rows), replace(local.client, epochs=1, steps=None), torch.Generator())
+    steps = Steps(job.samples, plan, len(one_epoch), network.batch_of)
+    bench.trainer.fit(network.module, steps, local.callbacks(), epochs=steps.epochs)

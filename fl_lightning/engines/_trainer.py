@@ -29,10 +29,12 @@ class TrainerSettings(Settings):
         accelerator: Lightning's accelerator name.
         precision: 32; 64 for tests of identity; `bf16` trains with products in bfloat16 (on two cores with AVX-512 a round of
             CNN clients takes 0.75 of the time, and its updates differ by several percent).
+        accumulate: batches whose gradients are gathered before an optimizer step, for `client.loop: module`.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     precision: Literal[32, 64, "bf16"] = Field(default=32)
+    accumulate: int = Field(default=1, ge=1)
 
 
 class Batches(Protocol):
@@ -86,6 +88,7 @@ class SharedTrainer:
             devices=1,
             precision=precision,
             max_epochs=1,
+            accumulate_grad_batches=settings.accumulate,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -96,6 +99,8 @@ class SharedTrainer:
         """Told how many clients each fit has trained (progress bars)."""
         self.reports: Reports = []
         """What callbacks with `metrics` had to report after each fit, until somebody clears it."""
+        self.logged: list[dict[str, float]] = []
+        """What each fitted module has logged, until somebody clears it."""
         # Lightning would move module and optimizers to the CPU after every fit, and empty the GPU's memory cache.
         self.trainer.strategy.teardown = _leave_in_place  # type: ignore[method-assign]
         self._own: list[Callback] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -105,17 +110,36 @@ class SharedTrainer:
         """The device that clients train on."""
         return self.trainer.strategy.root_device
 
-    def fit(self, module: LightningModule, batches: Batches, callbacks: list[Callback]) -> None:
-        """Train a module for one pass over ready batches."""
+    def fit(
+        self,
+        module: LightningModule,
+        batches: Batches,
+        callbacks: list[Callback],
+        epochs: int = 1,
+    ) -> None:
+        """Train a module on ready batches.
+
+        Args:
+            module: any LightningModule.
+            batches: one epoch each time they are asked for.
+            callbacks: Lightning callbacks of this fit.
+            epochs: how many.
+        """
         self._rewind()
+        self.trainer.fit_loop.max_epochs = epochs
         # Lightning 2.6 looks at a name that torch has deprecated; nothing that a user could change.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+        # A user's module may validate and log by itself; here it is trained only, and its figures go to MLflow elsewhere.
+        warnings.filterwarnings(
+            "ignore", message=".*(validation_step|val_dataloader|logger|does not have many workers).*"
+        )
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
         module.train()
         lent = _Lent(batches)
         self.trainer.fit(module, train_dataloaders=lent)
         lent.batches = module.trainer = None
         self.watch(getattr(module, "n_stacked", 1))
+        self.logged.append({name: float(value) for name, value in self.trainer.callback_metrics.items()})
         if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
             self.reports.append(report)
 

@@ -1,20 +1,20 @@
 """All clients of a round in lock step: one fit of a stacked module instead of one fit a client."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from fl_lightning.clients import Client, ClientCohort, LockStep, loops_over_clients
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
+from fl_lightning.engines._probe import unstackable
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.models import FlatNetwork
 from fl_lightning.registry import component
@@ -22,15 +22,15 @@ from fl_lightning.registry import component
 CPU_BUDGET = 2 * 2**30
 GPU_SHARE = 0.4
 CPU_CONVOLUTIONS = 8
-RANDOM_OR_COUPLED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
 @component
 class Vectorized(Engine):
     """All clients of a round train in lock step, in one fit of a `ClientCohort`; the same numbers as `sequential`.
 
-    Clients that cannot be stacked (a callback with `stackable = False`, an optimizer that is not elementwise, layers
-    that draw random numbers or mix the samples of a batch) are trained by `sequential`; a warning says so once.
+    Clients that cannot be stacked (a callback that does not declare `stackable = True`, an optimizer that is not elementwise,
+    layers that draw random numbers, mix the samples of a batch or cannot be stacked) are trained by `sequential`; a warning
+    says so once. Two small steps of two clients tell, when a federation begins.
 
     Attributes:
         max_clients_in_flight: clients in one fit. `auto`: as many as fit 2 GiB (on a GPU 40 % of its free memory) with
@@ -45,7 +45,7 @@ class Vectorized(Engine):
         """One fit a chunk of clients; see `Engine.train`."""
         start_D, jobs, client = local.start_D, local.jobs, local.client
         watching = local.callbacks()
-        if reason := unstackable(bench.flat.network, client, watching) or mapped_inputs(jobs):
+        if reason := unstackable(bench, local, watching):
             _say_once(reason)
             return Sequential().train(bench, local)
         plans = [bench.plan(job, client, local.round) for job in jobs]
@@ -79,25 +79,6 @@ class Vectorized(Engine):
         )
 
 
-def unstackable(network: nn.Module, client: Client, callbacks: list[Callback]) -> str | None:
-    """Why clients cannot train in lock step, or None."""
-    for callback in callbacks:
-        if not getattr(callback, "stackable", True):
-            return f"the callback {type(callback).__name__} works on one client at a time"
-    if not client.optimizer.elementwise:
-        return f"the optimizer {client.optimizer.name!r} is not elementwise"
-    for module in network.modules():
-        if isinstance(module, RANDOM_OR_COUPLED):
-            return f"{type(module).__name__} draws random numbers or mixes the samples of a batch"
-    return None
-
-
-def mapped_inputs(jobs: Sequence[Job]) -> str | None:
-    """Why clients cannot train in lock step where a model takes several tensors by name, or None."""
-    mapped = any(isinstance(job.samples.x, Mapping) for job in jobs)
-    return "their inputs are several tensors by name" if mapped else None
-
-
 def clients_that_fit(flat: FlatNetwork, samples: Samples, batch_size: int) -> int:
     """How many clients train at once within the budget that `Vectorized` states."""
     device, item = samples.x.device, next(flat.network.parameters()).element_size()
@@ -120,12 +101,12 @@ def activations(flat: FlatNetwork, shape: tuple[int, ...], dtype: torch.dtype | 
         kept += tensor.numel()
         return tensor
 
-    parameters = {
-        name: torch.empty(shape, device="meta", requires_grad=True)
-        for name, shape in zip(flat.names, flat.shapes, strict=True)
+    own = {**dict(flat.network.named_parameters()), **dict(flat.network.named_buffers())}
+    parts = {
+        name: torch.empty_like(part, device="meta", requires_grad=name in flat.trainable) for name, part in own.items()
     }
     with flat.eval_mode(), saved_tensors_hooks(count, lambda tensor: tensor):
-        functional_call(flat.network, parameters, (x,))
+        functional_call(flat.network, parts, (x,))
     return kept
 
 

@@ -5,6 +5,7 @@ from fl_lightning.models._cmp_cifar_cnn import CmpCifarCnn
 from fl_lightning.models._dropout import KeyedDropout, draw_masks, sample_masks
 from fl_lightning.models._flat import FlatNetwork
 from fl_lightning.models._lenet5 import Lenet5
+from fl_lightning.models._lightning import Lightning, UserModule
 from fl_lightning.models._linear import Linear
 from fl_lightning.models._losses import LOSSES, SampleLoss, confidence, cross_entropy, hinge, loss_for, mse, predict
 from fl_lightning.models._mlp import Mlp
@@ -12,6 +13,7 @@ from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
 from fl_lightning.models._resnet18 import FrozenNorm2d, Resnet18
 from fl_lightning.models._size import check_size, count_parameters
+from fl_lightning.models._statistics import with_policy
 from fl_lightning.models._svm import Svm
 from fl_lightning.models._wbc_cifar_cnn import WbcCifarCnn
 from fl_lightning.models._wbc_fmnist_cnn import WbcFmnistCnn
@@ -21,7 +23,7 @@ REGISTRIES = {
     "model": Registry(
         "model",
         Model,
-        [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18],
+        [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18, Lightning],
     )
 }
 
@@ -32,6 +34,7 @@ __all__ = [
     "FrozenNorm2d",
     "KeyedDropout",
     "Lenet5",
+    "Lightning",
     "Linear",
     "Loss",
     "Mlp",
@@ -41,6 +44,7 @@ __all__ = [
     "Resnet18",
     "SampleLoss",
     "Svm",
+    "UserModule",
     "WbcCifarCnn",
     "WbcFmnistCnn",
     "check_size",
@@ -53,4 +57,5 @@ __all__ = [
     "mse",
     "predict",
     "sample_masks",
+    "with_policy",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from fl_lightning.aggregators import last_layer, layout_of
 from fl_lightning.data import Inputs, Samples, pieces
 from fl_lightning.models._base import Loss
 from fl_lightning.models._losses import LOSSES, predict
+from fl_lightning.models._statistics import Buffers, frozen
 
 __all__ = ["FlatNetwork"]
 
@@ -22,35 +24,66 @@ CHUNK = 4096
 class FlatNetwork:
     """The architecture of a federation and its loss, evaluated at any parameter vector.
 
-    Running statistics of normalisation layers, where a network keeps any, follow its parameters in the vector: they are
-    trained, aggregated, attacked and defended as the rest of it.
+    The vector holds what is federated: trained parameters first, then the running statistics that the policy `buffers` lets
+    travel. Frozen parameters stay in the network and out of the vector, unless all are federated.
 
     Args:
         network: the architecture; its own parameters are only read by `vector`.
         loss: name of the per-sample loss.
+        federate: `trainable`: parameters that require a gradient; `all`: frozen ones, too, which nobody trains.
+        buffers: whether statistics travel; see `with_policy`, which the network has been through.
 
     Attributes:
         trained: how many entries of the vector, the first ones, are parameters; the rest are statistics.
         layout: which tensors the entries belong to.
+        trainable: names of the parameters that local training moves.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss):
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        federate: Literal["trainable", "all"] = "trainable",
+        buffers: Buffers = "average",
+    ):
         self.network = network
+        self.federate = federate
+        self.buffers = buffers
         self.loss = loss
         self._loss = LOSSES[loss]
         tensors = self._tensors()
         self.names = list(tensors)
         self.shapes = [part.shape for part in tensors.values()]
         self.sizes = [part.numel() for part in tensors.values()]
-        self.trained = sum(p.numel() for p in network.parameters())
+        self.trained = sum(part.numel() for part in self._parameters().values())
         self.layout = layout_of(network, self.names, self.shapes, self.trained)
+        kept = network.state_dict(keep_vars=True)
+        self.trainable = {name for name, part in network.named_parameters() if part.requires_grad}
+        self._resting = {
+            name: part.clone() for name, part in network.named_buffers() if name in kept and name not in tensors
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Parameters, then the buffers that are part of the model's state and hold real numbers."""
+        """Parameters, then the buffers that are part of the model's state, hold real numbers and travel."""
+        if self.buffers != "average":
+            return self._parameters()
         kept = self.network.state_dict(keep_vars=True)
-        buffers = {name: part for name, part in self.network.named_buffers() if name in kept}
-        statistics = {name: part for name, part in buffers.items() if part.is_floating_point()}
-        return {**dict(self.network.named_parameters()), **statistics}
+        resting = {id(part) for module in self.network.modules() if frozen(module) for part in module.buffers()}
+        statistics = {
+            name: part
+            for name, part in self.network.named_buffers()
+            if name in kept and part.is_floating_point() and id(part) not in resting
+        }
+        return {**self._parameters(), **statistics}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """The parameters that are federated."""
+        every = self.federate == "all"
+        return {name: part for name, part in self.network.named_parameters() if every or part.requires_grad}
+
+    def like(self, network: nn.Module) -> "FlatNetwork":
+        """Another network of the same architecture, seen in the same way."""
+        return FlatNetwork(network, self.loss, self.federate, self.buffers)
 
     @property
     def dim(self) -> int:
@@ -80,7 +113,7 @@ class FlatNetwork:
             for parameter in network.parameters():
                 if parameter not in drawn:
                     parameter.normal_(std=0.02)
-        return FlatNetwork(network, self.loss).vector().to(self.vector())
+        return self.like(network).vector().to(self.vector())
 
     def split(self, theta_D: Tensor) -> dict[str, Tensor]:
         """The parameter tensors by name; views into `theta_D` (a leading stack dimension `[C, D]` is kept)."""
@@ -93,6 +126,11 @@ class FlatNetwork:
         """Copy a vector into the network's own parameters and return the network."""
         for own, part in zip(self._tensors().values(), self.split(theta_D).values(), strict=True):
             own.copy_(part)
+        for name, part in self.network.named_buffers():
+            if name in self._resting and part.shape == self._resting[name].shape:
+                part.copy_(
+                    self._resting[name]
+                )  # what one client's forward passes have moved is not the next one's start
         return self.network
 
     def scores(self, theta_D: Tensor, x: Inputs) -> Tensor:

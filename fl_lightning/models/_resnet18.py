@@ -69,7 +69,6 @@ class Resnet18(Model):
     Attributes:
         norm: `group` or `batch`.
         groups: channel groups of group normalisation.
-        buffers: what becomes of the statistics of batch normalisation.
         width: channels of the first stage; each later one has twice as many.
 
     Example:
@@ -87,7 +86,6 @@ class Resnet18(Model):
 
     norm: Literal["group", "batch"] = "group"
     groups: int = Field(default=32, ge=1)
-    buffers: Literal["average", "local", "freeze"] = "average"
     width: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")

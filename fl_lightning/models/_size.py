@@ -23,7 +23,8 @@ def count_parameters(model: Model, shape: tuple[int, ...], classes: int) -> int 
     """
     try:
         with torch.device("meta"):
-            return sum(part.numel() for part in model.build(shape, classes).parameters())
+            parts = model.build(shape, classes).parameters()
+            return sum(part.numel() for part in parts if part.requires_grad or model.federate == "all")
     except ConfigError:
         raise
     except Exception as error:  # a user's model may do anything while it is built

@@ -254,7 +254,7 @@ def _built(store: MlflowClient, version: ModelVersion, trusted: bool) -> Registe
         raise ValueError(
             f"its configuration asks for {expected} parameters and inputs of {shape}, it has {there} numbers"
         )
-    network = experiment.model.build(shape, classes)
+    network = experiment.model.network(shape, classes)
     network.load_state_dict(weights)
     return Registered(version, experiment, network.eval(), shape, classes)
 

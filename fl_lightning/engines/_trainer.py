@@ -129,9 +129,10 @@ class SharedTrainer:
         self.trainer.fit_loop.max_epochs = epochs
         # Lightning 2.6 looks at a name that torch has deprecated; nothing that a user could change.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
-        # A user's module may validate and log by itself; here it is trained only, and its figures go to MLflow elsewhere.
+        # A user's module may validate and log by itself; here it is trained only. Layers with fixed statistics are meant to rest.
         warnings.filterwarnings(
-            "ignore", message=".*(validation_step|val_dataloader|logger|does not have many workers).*"
+            "ignore",
+            message=".*(validation_step|val_dataloader|logger|does not have many workers|in eval mode at the start).*",
         )
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
         module.train()

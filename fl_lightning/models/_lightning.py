@@ -87,9 +87,7 @@ class Lightning(Model):
         try:
             return UserModule(made(**self.args), self.inputs, self.batch, self.target)
         except Exception as error:  # whatever a foreign constructor raises
-            raise ConfigError(
-                f"{self.module} with {self.args}: {type(error).__name__}: {error}", "args"
-            ) from error
+            raise ConfigError(f"{self.module} with {self.args}: {type(error).__name__}: {error}", "args") from error
 
     def check(self, network: nn.Module, samples: Samples, classes: int) -> None:
         """Refuse a module that gives no class scores, before anything is trained."""

@@ -119,6 +119,7 @@ def test_bfloat16_products_keep_the_direction_of_training(engine: str, model: An
 class Counter(Callback):
     """Counts optimizer steps."""
 
+    stackable = True
     steps = 0
 
     def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
@@ -151,6 +152,7 @@ def test_every_fit_of_the_shared_trainer_does_all_its_steps():
         start = start + updates.mean(0)
         assert Counter.steps == 2 * (4 + 3 + 1)
         assert bool((updates.norm(dim=1) > 1e-6).all())
+    Vectorized().train(own, LocalRound(start, jobs, client, 3, lambda: [Counter()]))  # tries once whether they can be stacked
     Counter.steps = 0
     Vectorized(max_clients_in_flight=2).train(own, LocalRound(start, jobs, client, 3, lambda: [Counter()]))
     assert Counter.steps == 2 * 4 + 2 * 1  # two cohorts, each as long as its longest client
@@ -206,7 +208,8 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_said_once(caplog: pyte
         Vectorized().train(own, LocalRound(start, jobs, client, 1, lambda: [Alone()]))
     torch.testing.assert_close(one, Sequential().train(own, LocalRound(start, jobs, client, 0)))
     assert [record.message for record in caplog.records if "Alone" in record.message] == [
-        "engine vectorized trains these clients one by one: the callback Alone works on one client at a time"
+        "engine vectorized trains these clients one by one: "
+        "the callback Alone does not say that it works on stacked clients"
     ]
     assert "BatchNorm2d" in (unstackable(nn.Sequential(nn.BatchNorm2d(3)), client, []) or "")
 

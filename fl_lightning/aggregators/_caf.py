@@ -95,6 +95,8 @@ class Caf(WeightedMean):
 
     name: ClassVar[str] = "caf"
     cites: ClassVar[tuple[str, ...]] = ("allouah2025towards",)
+    scores_tell: ClassVar[bool] = True
+    products_tell: ClassVar[bool] = True
     n_byzantine: Byzantine
 
     def check(self, n_clients: int) -> None:

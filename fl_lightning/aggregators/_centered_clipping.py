@@ -48,10 +48,10 @@ def steps_from(
 
     With y_i = x_i - v_0 and u = v - v_0 = sum a_i y_i all distances |y_i - u| follow from the products <y_i, y_j>.
     """
-    reference_D = past.reference_D
+    reference_D, squared_CC = past.reference_D, geometry.squared_distances  # the norms follow from the same pass
     lengths_C = geometry.norms if reference_D is None else geometry.distances_from(reference_D)
     squares_C = lengths_C.square()
-    products_CC = (squares_C[:, None] + squares_C - geometry.squared_distances) / 2
+    products_CC = (squares_C[:, None] + squares_C - squared_CC) / 2
     reach = middle(lengths_C) if tau is None else tau
     a_C = torch.zeros(len(geometry), dtype=torch.float64)
     for _ in range(steps):

@@ -46,6 +46,7 @@ class Cge(WeightedMean):
 
     name: ClassVar[str] = "cge"
     cites: ClassVar[tuple[str, ...]] = ("gupta2021byzantine",)
+    scores_tell: ClassVar[bool] = True
     translation_equivariant: ClassVar[bool] = False
     n_byzantine: Byzantine
 

@@ -129,6 +129,8 @@ class Mda(WeightedMean):
 
     name: ClassVar[str] = "mda"
     cites: ClassVar[tuple[str, ...]] = ("elmhamdi2020genuinely",)
+    scores_tell: ClassVar[bool] = True
+    products_tell: ClassVar[bool] = True
     permutation_invariant: ClassVar[bool] = False  # one pair decides the diameter: many sets have the same
     n_byzantine: Byzantine
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._byzantine import Auto
+from fl_lightning.aggregators._byzantine import Auto, assumed
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of, on_unmade
@@ -31,6 +31,7 @@ class PreAggregator(Component, ABC):
         bounds: whether it alone keeps the mean from being moved far by the malicious rows.
         scores_follow: whether a rule's score of an output row says something about the rows in it.
         needs_n_byzantine: whether it cannot do without f.
+        needs_distances: whether it asks for the distances between all rows.
     """
 
     translation_equivariant: ClassVar[bool] = True
@@ -40,6 +41,7 @@ class PreAggregator(Component, ABC):
     bounds: ClassVar[bool] = False
     scores_follow: ClassVar[bool] = True
     needs_n_byzantine: ClassVar[bool] = False
+    needs_distances: ClassVar[bool] = False
 
     @abstractmethod
     def mix(self, geometry: Geometry, past: Past) -> Tensor:
@@ -78,6 +80,13 @@ class PreAggregator(Component, ABC):
         if n_byzantine is None or isinstance(n_byzantine, Auto):
             return self
         return replace(self, n_byzantine=max(0, n_byzantine - removed))  # type: ignore[call-arg]
+
+    def resolved(self, n_clients: int) -> Self:
+        """The step with a number in place of its own `n_byzantine: auto`."""
+        n_byzantine = getattr(self, "n_byzantine", None)
+        if not isinstance(n_byzantine, Auto):
+            return self
+        return replace(self, n_byzantine=assumed(n_byzantine, n_clients))  # type: ignore[call-arg]
 
     def inheriting(self, n_byzantine: int | None) -> Self:
         """The step with the rule's f, unless it has its own."""
@@ -194,6 +203,12 @@ class Mixed(Aggregator):
             counts.append(self.rule.tolerated(self.rows(n_clients)) - sum(step.extra(n_clients) for step in self.pre))
         return max(0, min([*counts, (n_clients - 1) // 2]))
 
+    def resolved(self, n_clients: int) -> Self:
+        """With numbers in the steps and in the rule."""
+        steps = tuple(step.resolved(n_clients) for step in self.pre)
+        mixed = self if steps == self.pre else self._parts(self.rule, steps)
+        return super(Mixed, mixed).resolved(n_clients)
+
     def assuming(self, n_byzantine: int) -> Self:
         """With another f in the rule."""
         return self._parts(self.rule.assuming(n_byzantine), self.pre)
@@ -232,7 +247,12 @@ class Mixed(Aggregator):
 
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
         """Rows and scores are those of the updates, through the matrix."""
-        return self.combine(Geometry(updates_CD), weights_C, past or Past())
+        return self.combine(self._geometry(updates_CD), weights_C, past or Past())
+
+    def _geometry(self, updates_CD: Tensor) -> Geometry:
+        """What is measured once; a step or rule that needs distances gives the norms to all others."""
+        follow = isinstance(self.rule, WeightedMean) or any(step.needs_distances for step in self.pre)
+        return Geometry(updates_CD, products_follow=follow)
 
     def on(self, geometry: Geometry, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
         """As the call, without making rows that nothing needs."""
@@ -259,7 +279,7 @@ class Mixed(Aggregator):
         self, updates_CD: Tensor, weights_C: Tensor | None, result: Aggregate | None, *, past: Past | None = None
     ) -> Tensor:
         """The rule's shares of the output rows, through the matrix."""
-        geometry = Geometry(updates_CD)
+        geometry = self._geometry(updates_CD)
         rule, past = self.rule.before_mixing(geometry, past or Past())
         mixed = self.chain(geometry, weights_C, past)
         if isinstance(rule, WeightedMean):

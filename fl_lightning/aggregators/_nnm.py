@@ -58,6 +58,7 @@ class Nnm(PreAggregator):
     name: ClassVar[str] = "nnm"
     cites: ClassVar[tuple[str, ...]] = ("allouah2023fixing",)
     needs_n_byzantine: ClassVar[bool] = True
+    needs_distances: ClassVar[bool] = True
     n_byzantine: Byzantine | None = None
 
     def check(self, n_clients: int) -> None:

@@ -100,6 +100,8 @@ class Smea(WeightedMean):
 
     name: ClassVar[str] = "smea"
     cites: ClassVar[tuple[str, ...]] = ("allouah2023privacy",)
+    scores_tell: ClassVar[bool] = True
+    products_tell: ClassVar[bool] = True
     n_byzantine: Byzantine
     max_subsets: int = Field(default=MAX_SUBSETS, ge=1)
 

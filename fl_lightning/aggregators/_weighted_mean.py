@@ -26,9 +26,14 @@ class Weighed(NamedTuple):
 
 @component
 class WeightedMean(Aggregator, ABC):
-    """A rule that is a weighted sum of the rows: two passes over them, one to measure and one to sum."""
+    """A rule that is a weighted sum of the rows: two passes over them, one to measure and one to sum.
+
+    Attributes:
+        products_tell: with `scores_tell`, whether it measures all inner products anyway, which tell of rows with NaN or Inf.
+    """
 
     uses_past: ClassVar[bool] = True
+    products_tell: ClassVar[bool] = False
 
     @abstractmethod
     def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
@@ -39,6 +44,18 @@ class WeightedMean(Aggregator, ABC):
             past: what went before.
             weights_C: `[C]` sample counts, or None.
         """
+
+    def _as_if_finite(self, updates_CD: Tensor, weights_C: Tensor | None, past: Past | None) -> Aggregate | None:
+        """The aggregate if the rule can handle all rows and their inner products, or its scores, say that they are finite."""
+        if not self.products_tell:
+            return super()._as_if_finite(updates_CD, weights_C, past)
+        try:
+            self.check(len(updates_CD))
+        except ValueError:
+            return None
+        geometry = Geometry(updates_CD)
+        finite = bool(geometry.gram.diagonal().isfinite().all())
+        return self.combine(geometry, weights_C, past or Past()) if finite else None
 
     def coefficients(self, geometry: Geometry, past: Past | None = None, weights_C: Tensor | None = None) -> Tensor:
         """`[C]` float64 share of each row in the update; `[C + 1]` when the last belongs to `past.reference_D`."""

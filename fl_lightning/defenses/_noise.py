@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators import Layout
+from fl_lightning.defenses._base import ServerContext, geometry_of, trained_of
 from fl_lightning.errors import ConfigError
 
 Distribution = Literal["laplace", "gaussian"]
@@ -32,6 +33,15 @@ def clip(updates_CD: Tensor, max_norm: float) -> Tensor:
     norms_C = torch.linalg.vector_norm(updates_CD, dim=1, dtype=torch.float64)
     clipped_CD: Tensor = updates_CD * clip_factors(norms_C, max_norm).to(updates_CD.dtype)[:, None]
     return clipped_CD
+
+
+def bounding_norms(updates_CD: Tensor, context: ServerContext) -> Tensor:
+    """`[C]` float64 norms of the rows' parameters; from inner products where something after this needs these anyway."""
+    geometry = geometry_of(updates_CD, context).trained
+    if geometry.products_follow:
+        return geometry.norms
+    norms: Tensor = torch.linalg.vector_norm(trained_of(updates_CD, context), dim=1, dtype=torch.float64)
+    return norms
 
 
 def clip_factors(norms_C: Tensor, max_norm: float) -> Tensor:

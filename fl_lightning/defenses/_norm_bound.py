@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
-from fl_lightning.defenses._noise import clip_factors, noised
+from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
+from fl_lightning.defenses._noise import bounding_norms, clip_factors, noised
 from fl_lightning.registry import component
 
 
@@ -33,7 +33,7 @@ class NormBound(Defense):
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay; the score is the norm before clipping."""
-        norms_C = geometry_of(updates_CD, context).trained.norms
+        norms_C = bounding_norms(updates_CD, context)
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         clipped = float((norms_C > self.max_norm).double().mean())
         factors_C = clip_factors(norms_C, self.max_norm).to(updates_CD)

@@ -21,11 +21,10 @@ from fl_lightning.defenses._base import (
     State,
     Verdict,
     applied,
-    geometry_of,
     trained_columns,
     trained_of,
 )
-from fl_lightning.defenses._noise import Distribution, clip_factors, epsilon, epsilon_rdp, noise, noised
+from fl_lightning.defenses._noise import Distribution, bounding_norms, clip_factors, epsilon, epsilon_rdp, noise, noised
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import component
 
@@ -67,7 +66,7 @@ class Privacy(Defense, ABC):
 
     def factors(self, updates_CD: Tensor, context: ServerContext) -> Tensor:
         """`[C]` what clips the rows' parameters."""
-        return clip_factors(geometry_of(updates_CD, context).trained.norms, self.max_norm).to(updates_CD)
+        return clip_factors(bounding_norms(updates_CD, context), self.max_norm).to(updates_CD)
 
     def spent(
         self, context: ServerContext, dimension: int, reach: float | None, sample_rate: float = 1.0

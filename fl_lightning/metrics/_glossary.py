@@ -27,6 +27,9 @@ GLOSSARY: dict[str, str] = {
     "defense/missed_alarm_rate": "share of the malicious rows that no defense removed",
     "defense/<label>/false_alarm_rate": "share of the benign rows that this defense removed",
     "defense/<label>/missed_alarm_rate": "share of the malicious rows that it let through",
+    "defense/<label>/flagged_false_alarm_rate": "share of the benign rows that it flagged, even where all of them stay",
+    "defense/<label>/flagged_missed_alarm_rate": "share of the malicious rows that it did not flag",
+    "defense/<label>/flagged_all": "1 in rounds in which it flagged every row; `server.all_flagged` says what happens then",
     "defense/<label>/<figure>": "a figure of the defense's own; its docstring says which",
     "stealth/cosine": "mean cosine between a malicious update and the sum of all other updates",
     "stealth/l2_max": "largest distance between a malicious and a benign update",
@@ -45,6 +48,9 @@ GLOSSARY: dict[str, str] = {
     "client/<label>/<figure>": "what a client callback reports, averaged over the fits",
     "server/non_finite": "rows with NaN or Inf that the server dropped",
     "server/skipped": "1 in rounds in which nothing was left to aggregate and the model stayed where it was",
+    "server/too_few": "1 in rounds that were skipped because the defenses left fewer rows than the rule can handle",
+    "server/refused": "1 in rounds that were skipped because the rule's search would have taken too long",
+    "aggregator/<figure>": "a figure of the rule's own: `flipped` (rlr), `copied_malicious` (foundation)",
     "time/<part>": "seconds spent in a part of the round",
     "sweep/<figure>": "what a search came to, on its parent run",
 }
@@ -69,7 +75,10 @@ def meaning(metric: str) -> str | None:
     return None
 
 
-SHARE = re.compile(r".*(accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution)")
+SHARE = re.compile(
+    r".*(accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution|flagged_all|too_few|refused|flipped"
+    r"|copied_malicious)"
+)
 COSINE = re.compile(r".*(cosine|opposition|accuracy_drop|accuracy_gap)")
 
 

@@ -24,7 +24,9 @@ def test_a_bomb_is_refused_at_its_limit():
         bounded(io.BytesIO(b"alpha"), 4)
 
 
-@pytest.mark.parametrize("content", [b"", b"not packed", gzip.compress(b"alpha")[:-4]])
+@pytest.mark.parametrize(
+    "content", [b"", b"not packed", gzip.compress(b"alpha")[:-4]], ids=["empty", "plain", "truncated"]
+)
 def test_what_is_damaged(content: bytes):
     with pytest.raises((EOFError, zlib.error)):
         gunzip(content)

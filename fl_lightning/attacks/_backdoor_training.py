@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -25,6 +25,9 @@ from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 Start = Literal["global", "foreseen"]
 
@@ -195,6 +198,16 @@ class BackdoorTraining(Rehearsing):
     radius: float | None = Field(default=None, gt=0)
     projection: Literal["l2", "linf"] = "l2"
     project_every: int = Field(default=1, ge=1)
+
+    def cautions(self, experiment: "Experiment") -> list[str]:
+        """The default boost is made for a server whose step grows with the update."""
+        optimizer = experiment.server.optimizer
+        if self.boost is not None or optimizer not in ("adam", "yogi"):
+            return []
+        return [
+            f"attack {self.name}: its default boost replaces the model where the server adds the update; with {optimizer} at the "
+            "server it means nothing (set attack.boost)"
+        ]
 
     def boost_in(self, view: View) -> float:
         """The factor in this round."""

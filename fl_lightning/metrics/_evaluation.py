@@ -25,7 +25,7 @@ def evaluate(
     Classification: `global/accuracy` and `global/loss` on the clean test set. Regression: `global/loss` and
     `global/normalized_cost` = MSE / Var(y). With an attack also `attack/success`, the share of the success samples that get
     the wished label (for an untargeted attack the error rate), and `attack/confidence`, the mean probability of the
-    wished label (where the model gives probabilities).
+    wished label (where the model gives probabilities). Of a trigger that attackers share out, also `attack/success_part_<n>`.
 
     Args:
         flat: architecture and loss.
@@ -54,7 +54,19 @@ def evaluate(
         figures["attack/success"] = _accuracy(wished, goal.success.y, classes)
         if flat.loss == "cross_entropy":
             figures["attack/confidence"] = float(confidence(wished, goal.success.y).mean())
+        figures |= _by_part(flat, global_D, goal, classes)
     return figures
+
+
+def _by_part(flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int) -> dict[str, float]:
+    """Success of each part of a trigger that attackers share out."""
+    if not goal.distributed or goal.stamps is None or goal.counted is None or goal.success is None:
+        return {}
+    plain = goal.clean.x[goal.counted]
+    return {
+        f"attack/success_part_{number}": _accuracy(flat.scores(global_D, stamp(plain)), goal.success.y, classes)
+        for number, stamp in enumerate(goal.stamps.parts)
+    }
 
 
 def by_owner(right_n: Tensor, owner_n: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -15,6 +15,7 @@ GLOSSARY: dict[str, str] = {
     "attack/success": "share of the objective's success samples that the global model predicts as the attacker wishes; "
     "the error rate for an untargeted attack",
     "attack/confidence": "mean probability of the wished label on the success samples",
+    "attack/success_part_<n>": "the same with one part alone of a trigger that attackers share out",
     "attack/selected": "the attackers' share of what the server used, by the weights that it used",
     "attack/active": "1 in rounds in which malicious clients attacked",
     "attack/idle": "1 in rounds in which the attack was due and changed nothing",

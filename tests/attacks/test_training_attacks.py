@@ -265,6 +265,23 @@ def test_nothing_found_is_honest():
     assert torch.equal(bad(played), played.honest_CD[played.malicious_C])
 
 
+def test_an_adaptive_server_is_warned_of():
+    changes = ["attack=model_replacement", "server={optimizer: adam, lr: 0.01}"]
+    (caution,) = (experiment := load("digits", changes)).attack.cautions(experiment)
+    assert "with adam at the server it means nothing" in caution
+    for quiet in ([*changes, "attack.boost=5"], [changes[0], "server={optimizer: momentum}"]):
+        experiment = load("digits", quiet)
+        assert not experiment.attack.cautions(experiment)
+
+
+def test_each_part_of_a_shared_trigger_is_counted_by_itself():
+    changes = ["data.train_samples=200", "model.hidden=[8]", "attack=dba", "rounds=1"]
+    figures = Federation(load("digits", changes)).round().metrics
+    assert {f"attack/success_part_{part}" for part in range(4)} <= figures.keys()
+    central = Federation(load("digits", [*changes, "attack.objective.dba=false"])).round().metrics
+    assert not any("success_part" in name for name in central)
+
+
 # --- in federations ----------------------------------------------------------------------------------------------------
 
 ATTACKS = ("dba", "pga", "neurotoxin", "critical_layers")

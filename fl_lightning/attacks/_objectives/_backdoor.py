@@ -85,7 +85,7 @@ class Backdoor(Objective, ABC):
         plain, truth = data.test.x[rows], y[rows]
         stamped = stamps.whole(plain)
         self._require_visible(plain, stamped)
-        return Goal(data.test, Samples(stamped, self.wished(truth, data.classes)), truth, stamps=stamps)
+        return Goal(data.test, Samples(stamped, self.wished(truth, data.classes)), truth, stamps=stamps, counted=rows)
 
     def _require_visible(self, plain: Tensor, stamped: Tensor) -> None:
         """Refuse a trigger that is not there: success would then be counted on clean inputs."""

@@ -28,6 +28,7 @@ class Goal(NamedTuple):
         stamps: a backdoor's trigger, drawn for this data set, or None.
         distributed: whether each attacker has a part of the trigger only.
         withheld: `[n]` rows of the training split that no client may train on, or None.
+        counted: `[n]` rows of `clean` that `success` shows stamped, or None.
     """
 
     clean: Samples
@@ -37,6 +38,7 @@ class Goal(NamedTuple):
     stamps: Stamps | None = None
     distributed: bool = False
     withheld: Tensor | None = None
+    counted: Tensor | None = None
 
     def seen_by(self, rank: int) -> "Goal":
         """The goal as the attacker of a rank knows it: with its own part of a distributed trigger.

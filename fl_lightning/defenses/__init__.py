@@ -30,6 +30,7 @@ from fl_lightning.defenses._fine_prune import FinePrune
 from fl_lightning.defenses._flame import Flame
 from fl_lightning.defenses._flanders import Flanders
 from fl_lightning.defenses._flare import Flare, mmd2
+from fl_lightning.defenses._flcert import certified_clients, client_groups, voted
 from fl_lightning.defenses._fldetector import Fldetector
 from fl_lightning.defenses._fltrust import Fltrust, fltrust
 from fl_lightning.defenses._foolsgold import Foolsgold, foolsgold
@@ -149,7 +150,9 @@ __all__ = [
     "Zenopp",
     "applied",
     "bloc",
+    "certified_clients",
     "certified_radius",
+    "client_groups",
     "clients_of",
     "clip",
     "dagmm_scores",
@@ -168,4 +171,5 @@ __all__ = [
     "trained_columns",
     "trained_of",
     "vae_scores",
+    "voted",
 ]

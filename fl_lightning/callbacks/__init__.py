@@ -1,7 +1,8 @@
 """Lightning callbacks that regularise or defend local training.
 
-They work in any Trainer: nothing here imports the rest of the project. A callback that also serves stacked clients reads
-`module.n_stacked` (1 or C) and `module.generators` (one per client).
+They work in any Trainer: nothing here imports the rest of the project. A callback that also serves stacked clients says
+`stackable = True` and reads `module.n_stacked` (1 or C) and `module.generators` (one per client); all others get one
+client at a time.
 """
 
 from lightning.pytorch import Callback

@@ -113,7 +113,8 @@ def test_large_penalties_shrink_the_displacement():
 
 
 def test_curvature_is_estimated_at_the_global_model_with_mean_one():
-    federation, jobs, _ = scene()
+    federation, trained = scene()
+    jobs = trained.jobs
     samples = jobs[0].samples[jobs[0].rows]
     flat = federation.bench.flat
     for h in ("ggn", "fisher", "hutchinson"):

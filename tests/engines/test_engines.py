@@ -200,14 +200,18 @@ def test_the_generator_of_a_client_does_not_depend_on_the_others():
 
 def test_what_cannot_be_stacked_is_trained_one_by_one_and_said_once(caplog: pytest.LogCaptureFixture):
     class Alone(Callback):
-        stackable = False
+        """As any callback of Lightning: it knows nothing of stacked clients, and would clip the sum over all of them."""
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            nn.utils.clip_grad_norm_(module.parameters(), 0.01)
 
     own, jobs, client = bench(), jobs_of([10, 12]), Client(batch_size=4)
     start = own.flat.vector()
     with caplog.at_level(logging.WARNING, "fl_lightning"):
         one = Vectorized().train(own, LocalRound(start, jobs, client, 0, lambda: [Alone()]))
         Vectorized().train(own, LocalRound(start, jobs, client, 1, lambda: [Alone()]))
-    torch.testing.assert_close(one, Sequential().train(own, LocalRound(start, jobs, client, 0)))
+    local = LocalRound(start, jobs, client, 0, lambda: [Alone()])
+    torch.testing.assert_close(one, Sequential().train(own, local))
     assert [record.message for record in caplog.records if "Alone" in record.message] == [
         "engine vectorized trains these clients one by one: "
         "the callback Alone does not say that it works on stacked clients"

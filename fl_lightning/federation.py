@@ -24,6 +24,7 @@ from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied
 from fl_lightning.engines import Bench, Job, LocalRound, SharedTrainer
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.metrics import (
+    Metric,
     accuracy_gap,
     carried_through,
     detection,
@@ -646,9 +647,12 @@ class Federation:
         """Figures of the current global model."""
         attacked = self.experiment.attack is not None
         owners: Sequence[str] = ()
+        chosen: Mapping[str, Metric] = self.experiment.evaluation.metrics
         if getattr(self.experiment.partition, "test_by_owner", False):
             owners = self.data.owner_names
-        return evaluate(self.bench.flat, self.state.global_D, self.goal_now(), self.data.classes, attacked, owners)
+        return evaluate(
+            self.bench.flat, self.state.global_D, self.goal_now(), self.data.classes, attacked, owners, chosen
+        )
 
     def goal_now(self) -> Goal:
         """What counts as success now: attacks that learn their trigger move it."""

@@ -66,6 +66,7 @@ SLOTS = {
     "aggregator": "fl_lightning.aggregators",
     "pre_aggregator": "fl_lightning.aggregators",
     "engine": "fl_lightning.engines",
+    "metric": "fl_lightning.metrics",
 }
 
 

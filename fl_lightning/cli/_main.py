@@ -78,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
     cite = add("cite", _cite, "print BibTeX of exactly what an experiment or a run uses")
     cite.add_argument("what", metavar="EXPERIMENT|RUN_ID", help="a name, a YAML file, or a run, search or matrix")
     cite.add_argument("overrides", metavar="path=value", nargs="*", help="changes of an experiment")
+    skeleton = add("new", _new, "write the package of a method of your own, with its tests")
+    skeleton.add_argument("kind", choices=["aggregator", "attack", "defense", "experiment"])
+    skeleton.add_argument("name", metavar="NAME", help="as configurations will write it, such as shortest_mean")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     listing.add_argument(
@@ -293,6 +296,19 @@ def _cite(options: argparse.Namespace) -> int:
         except ConfigError:
             raise error from None
     print(text, end="")
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from fl_lightning.cli._new import new
+
+    for path in new(options.kind, options.name, Path()):
+        print(path)
+    where = f"cd {options.name}"
+    if options.kind == "experiment":
+        print(f"now: {where} && fl-lightning run {options.name}")
+    else:
+        print(f"now: {where} && pip install -e . && pytest; then {options.kind}={options.name} works everywhere")
     return 0
 
 

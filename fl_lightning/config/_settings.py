@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fl_lightning.errors import ConfigError, excerpt
 from fl_lightning.parallel import Jobs
-from fl_lightning.registry import Settings
+from fl_lightning.registry import Settings, Slot
 
 Direction = Literal["maximize", "minimize"]
 
@@ -38,12 +38,15 @@ class Evaluation(Settings):
         after: rounds after the last one of `rounds` in which nobody attacks, to see how long an attack lasts.
         effect: beside the twin's exact difference of parameters report its first-order prediction, and how flat the loss is
             along it; costs a Hessian-vector product for every local step.
+        metrics: label -> a further figure of the global model, reported as `global/<label>`, such as
+            `f1: {name: torchmetrics, metric: F1Score, args: {average: macro}}`.
     """
 
     every: int = Field(default=1, ge=1)
     twin: bool = False
     after: int = Field(default=0, ge=0)
     effect: bool = False
+    metrics: dict[str, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
 
 
 class Tracking(Settings):

@@ -8,10 +8,16 @@ from fl_lightning.metrics._interval import Interval, interval
 from fl_lightning.metrics._persistence import persistence
 from fl_lightning.metrics._picture import curves
 from fl_lightning.metrics._stealth import accuracy_gap, stealth
+from fl_lightning.metrics._torchmetrics import Metric, Torchmetrics
+from fl_lightning.registry import Registry
+
+REGISTRIES = {"metric": Registry("metric", Metric, [Torchmetrics])}
 
 __all__ = [
     "GLOSSARY",
     "Interval",
+    "Metric",
+    "Torchmetrics",
     "accuracy_gap",
     "bounds",
     "carried_through",

@@ -1,7 +1,7 @@
 """How good the global model is, for its users and for the attacker."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.regression import mean_squared_error
 
 from fl_lightning.attacks import Goal
+from fl_lightning.metrics._torchmetrics import Metric
 from fl_lightning.models import LOSSES, FlatNetwork, confidence, predict
 
 MOST_NAMED = 50
@@ -18,7 +19,13 @@ UNFIT = re.compile(r"[^\w .:-]")
 
 
 def evaluate(
-    flat: FlatNetwork, global_D: Tensor, goal: Goal, classes: int, attacked: bool, owners: Sequence[str] = ()
+    flat: FlatNetwork,
+    global_D: Tensor,
+    goal: Goal,
+    classes: int,
+    attacked: bool,
+    owners: Sequence[str] = (),
+    chosen: Mapping[str, Metric] | None = None,
 ) -> dict[str, float]:
     """Figures of a global model.
 
@@ -34,10 +41,12 @@ def evaluate(
         classes: number of classes K, 1 for regression.
         attacked: whether the attacker's figures are wanted.
         owners: names of the owners of the clean test samples; then their accuracies are reported, too.
+        chosen: label -> further figures on the clean test set.
     """
     scores = flat.scores(global_D, goal.clean.x)
     y = goal.clean.y
     figures = {"global/loss": float(LOSSES[flat.loss](scores, y).double().mean())}
+    figures |= {f"global/{label}": one.compute(scores, y, classes) for label, one in (chosen or {}).items()}
     if y.is_floating_point():
         error = float(mean_squared_error(scores.squeeze(-1), y))
         figures["global/normalized_cost"] = error / float(y.var(correction=0))

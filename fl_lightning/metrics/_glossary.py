@@ -12,6 +12,10 @@ GLOSSARY: dict[str, str] = {
     "global/accuracy": "share of clean test samples that the global model classifies rightly",
     "global/loss": "mean loss of the global model on clean test samples",
     "global/normalized_cost": "regression: mean squared error divided by the variance of the test targets",
+    "global/<figure>": "a figure that `evaluation.metrics` asks for",
+    "owner/worst": "accuracy of the global model on the test samples of the owner for whom it is worst",
+    "owner/mean": "accuracy on the test samples of an owner, mean over the owners",
+    "owner/accuracy/<owner>": "accuracy on the test samples of one owner",
     "attack/success": "share of the objective's success samples that the global model predicts as the attacker wishes; "
     "the error rate for an untargeted attack",
     "attack/confidence": "mean probability of the wished label on the success samples",
@@ -77,7 +81,7 @@ def meaning(metric: str) -> str | None:
 
 
 SHARE = re.compile(
-    r".*(accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution|flagged_all|too_few|refused|flipped"
+    r".*(owner/|accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution|flagged_all|too_few|refused|flipped"
     r"|copied_malicious)"
 )
 COSINE = re.compile(r".*(cosine|opposition|accuracy_drop|accuracy_gap)")

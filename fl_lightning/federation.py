@@ -246,22 +246,10 @@ class Federation:
             with errors_under("attack"):
                 experiment.attack.check(self.data, flat.loss)
                 experiment.attack.check_model(flat)
-        self.experiment = self._resolved(experiment)
         self._check_server()
         self.initial_D = flat.vector()
         self.state = self.initial_state()
         self.paired: Federation | None = self.twin() if experiment.attack and experiment.evaluation.twin else None
-
-    def _resolved(self, experiment: Experiment) -> Experiment:
-        """With numbers for `n_byzantine: auto`, where the configuration did not know how many clients there are."""
-        per_round = experiment.participation.per_round(len(self.assignment))
-        aggregator = experiment.aggregator.resolved(per_round)
-        defenses = {label: one.resolved(per_round) for label, one in experiment.defenses.items()}
-        if aggregator is experiment.aggregator and all(
-            defenses[label] is one for label, one in experiment.defenses.items()
-        ):
-            return experiment
-        return experiment.model_copy(update={"aggregator": aggregator, "defenses": defenses})
 
     def _check_server(self) -> None:
         """What only the built model can tell, and what is unwise about the rule's settings."""

@@ -83,6 +83,8 @@ REGISTRIES = {
             Deep,
             MinMax,
             AgrTailored,
+            OptimalAlie,
+            OptimalIpm,
             MinSum,
             Mimic,
             PoisonedFL,

@@ -74,4 +74,4 @@ class Mpaf(Crafted):
             return torch.zeros_like(global_P)
         if self.base == "initial":
             return global_P.clone()
-        return wide(view.flat.fresh(view.generator("base")))[: view.flat.trained].to(global_P)
+        return wide(view.flat.fresh(view.run_generator("base")))[: view.flat.trained].to(global_P)

@@ -6,6 +6,7 @@ References:
     distance between aggregate and honest mean).
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal
 
@@ -75,7 +76,9 @@ class Optimal(Crafted, ABC):
         own = Samples.cat(view.own_samples) if self.aim == "loss" else None
 
         def harm(direction_P: Tensor, gamma: float) -> float:
-            update_D = view.replay(sent(view, mean_P + gamma * direction_P, mean_P)).update
+            with warnings.catch_warnings():  # of what did not happen
+                warnings.simplefilter("ignore")
+                update_D = view.replay(sent(view, mean_P + gamma * direction_P, mean_P)).update
             if own is not None:
                 model_D = view.global_D + view.server_lr * update_D.to(view.global_D)
                 return float(view.flat.losses(model_D, own).double().mean())

@@ -84,7 +84,7 @@ class PoisonedFL(Crafted):
         """Zeros in the first attacked round, then the secret signs."""
         global_P = wide(view.global_D)[: view.flat.trained]
         if not state:
-            drawn_P = torch.randint(0, 2, (len(global_P),), generator=view.generator("signs"), dtype=torch.int8)
+            drawn_P = torch.randint(0, 2, (len(global_P),), generator=view.run_generator("signs"), dtype=torch.int8)
             state = {
                 "signs_P": (2 * drawn_P - 1).to(global_P.device),
                 "sent_P": torch.zeros_like(global_P),

@@ -52,8 +52,8 @@ def rehearsed_rule(view: View) -> RehearsedRule | None:
     Returns:
         None where the rule accepts no n_byzantine for so few rows, or needs the server's own samples, which attackers do not see.
     """
-    past: Past | None = getattr(view, "past", None)
-    if view.aggregator.needs_samples and (past is None or past.trusted is None):
+    past = view.past
+    if view.aggregator.needs_samples and past.trusted is None:
         return None
     if view.knowledge == "full":
         crafted_C = view.cohort.malicious.cpu()

@@ -122,7 +122,7 @@ class Rop(Crafted):
         """`[P]` o."""
         if self.direction == "random":
             if "start_P" not in state:
-                drawn_P = torch.randn(len(mean_P), generator=view.generator("start")).to(mean_P)
+                drawn_P = torch.randn(len(mean_P), generator=view.run_generator("start")).to(mean_P)
                 state = {"start_P": drawn_P}
             return state["start_P"], state
         return mean_P.sign() if self.direction == "sign" else torch.ones_like(mean_P), state

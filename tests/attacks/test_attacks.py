@@ -86,6 +86,8 @@ CANONICAL: dict[str, list[dict]] = {
         {"knowledge": "full"},
         {"visible_updates": 2, "perturbation": "std", "aim": "distance", "trials": 30},
     ],
+    "optimal_alie": [{"knowledge": "full", "trials": 20}, {"visible_updates": 2, "trials": 20, "aim": "backward"}],
+    "optimal_ipm": [{"knowledge": "full", "trials": 15, "aim": "loss"}],
     "mimic": [
         {"knowledge": "full", "warmup": 1},
         {"knowledge": "partial", "visible_updates": 2},

@@ -165,7 +165,7 @@ def test_where_the_server_does_not_follow_the_factor_shrinks_to_the_floor():
     assert factors == pytest.approx([8, 8, 5.6, 5.6, 5.6, 5.6, 5.6, 5.6])  # 0.7 x 5.6 lies below the floor
     checks = [figures["attack/agreement"] for figures in state.history if "attack/agreement" in figures]
     assert len(checks) == 3
-    assert max(checks) < 0.6
+    assert max(checks) < 0.65  # 0.5 by chance
 
 
 def test_the_signs_are_drawn_once_a_run():

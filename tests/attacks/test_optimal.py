@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from fl_lightning.aggregators import Aggregator, GeometricMedian, Krum, Mean, Median, MultiKrum, TrimmedMean
 from fl_lightning.attacks import OptimalAlie, OptimalIpm, min_max, perturbation
 from fl_lightning.attacks._agr_tailored import displacement
+from fl_lightning.config import load
+from fl_lightning.federation import Federation
 from fl_lightning.randomness import generator
 
 F64 = torch.float64
@@ -147,3 +149,37 @@ def test_a_server_that_drops_the_attackers_gets_the_mean():
     poisoned = OptimalIpm(knowledge="full").poison(seen, {})
     assert torch.equal(poisoned.updates, MEAN.expand(2, -1))
     assert poisoned.metrics["gamma"] == 0
+
+
+# --- through a real server ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"aggregator": "median", "defenses": {"clip": {"name": "norm_bound", "max_norm": 0.3}}},
+        {"aggregator": {"name": "krum", "n_byzantine": 1}},
+    ],
+    ids=["norm bound + median", "Krum"],
+)
+def test_the_foreseen_aggregate_is_the_real_one(server):
+    attack = {"name": "optimal_ipm", "knowledge": "full", "trials": 15}
+    federation = Federation(load(SCENE | server | {"attack": attack}))
+    for _ in range(2):
+        before_D = federation.state.global_D.clone()
+        trained = federation.protect(federation.train(federation.cohort()))
+        seen = federation.view(trained)
+        sent = federation.experiment.attack.poison(seen, federation.state.attack)
+        foreseen_D = seen.replay(sent.updates).update
+        federation.round()
+        assert torch.equal(before_D + foreseen_D, federation.state.global_D)
+
+
+SCENE = {
+    "data": {"name": "digits", "train_samples": 300, "test_samples": 100},
+    "rounds": 2,
+    "partition": {"name": "iid", "clients": 7},
+    "model": {"name": "mlp", "hidden": [8]},
+    "client": {"steps": 2, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.2}},
+    "participation": {"name": "full", "malicious": 1},
+}

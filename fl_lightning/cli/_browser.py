@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib.util import find_spec
 
 from fl_lightning import tracking
 from fl_lightning.errors import ConfigError, masked
+from fl_lightning.parallel import interruptible, tied
 from fl_lightning.paths import runs_folder
 from fl_lightning.search import studies_url
 
@@ -27,21 +29,18 @@ def ui(host: str, port: int) -> int:
     uri = tracking.opened_uri()
     if uri.startswith("http"):
         print(f"MLflow runs at {masked(uri)}", flush=True)
-        dashboard = _dashboard(host, port)
-        return dashboard.wait() if dashboard else 0
+        with ExitStack() as servers:
+            dashboard = _dashboard(host, port, servers)
+            return dashboard.wait() if dashboard else 0
     print(f"MLflow UI on http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     place = ["--host", host, "--port", str(port)]
     if uri.startswith("sqlite:"):
         place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}  # nothing is scored online
-    dashboard = _dashboard(host, port + 1)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place], env=os.environ | own, check=False
-        ).returncode
-    finally:
-        if dashboard:
-            dashboard.terminate()
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place]
+    with interruptible(), ExitStack() as servers:  # both end with this process, however it ends
+        _dashboard(host, port + 1, servers)
+        return servers.enter_context(tied(command, env=os.environ | own)).wait()
 
 
 def _check_place(host: str, port: int) -> None:
@@ -61,7 +60,7 @@ def _check_place(host: str, port: int) -> None:
             raise ConfigError(f"cannot listen on {host}:{port} ({why}); try --port {other}") from None
 
 
-def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
+def _dashboard(host: str, port: int, servers: ExitStack) -> "subprocess.Popen[bytes] | None":
     """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
     studies = studies_url()
     if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
@@ -75,8 +74,5 @@ def _dashboard(host: str, port: int) -> "subprocess.Popen[bytes] | None":
         "from optuna_dashboard._cli import main; main()"
     )
     place = ["--host", host, "--port", str(port)]
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *place],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"FL_LIGHTNING_STUDIES": studies},
-    )
+    own = os.environ | {"FL_LIGHTNING_STUDIES": studies}
+    return servers.enter_context(tied([sys.executable, "-c", program, *place], stdout=subprocess.DEVNULL, env=own))

@@ -145,8 +145,9 @@ def _tell(error: Exception, debug: bool) -> int:
     if isinstance(error, ConfigError | ConnectionError):
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    hint = "" if debug else "; --debug shows where"
-    print(f"error: {one_line(f'{type(error).__name__}: {error}')}{hint}", file=sys.stderr)
+    notes = [*getattr(error, "__notes__", ())] or ([] if debug else ["--debug shows where"])
+    line = "; ".join([f"{type(error).__name__}: {error}", *notes])
+    print(f"error: {one_line(line)}", file=sys.stderr)
     return 1
 
 

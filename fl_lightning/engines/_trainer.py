@@ -1,11 +1,14 @@
 """The one Lightning Trainer that all clients of all rounds share."""
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 
@@ -94,6 +97,7 @@ class SharedTrainer:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            plugins=[LightningEnvironment()],  # one process on one device, whatever a scheduler has set around it
         )
         self.watch: Callable[[int], None] = lambda n_clients: None
         """Told how many clients each fit has trained (progress bars)."""
@@ -137,12 +141,22 @@ class SharedTrainer:
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
         module.train()
         lent = _Lent(batches)
-        self.trainer.fit(module, train_dataloaders=lent)
+        self._fit(module, lent)
         lent.batches = module.trainer = None
         self.watch(getattr(module, "n_stacked", 1))
         self.logged.append({name: float(value) for name, value in self.trainer.callback_metrics.items()})
         if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
             self.reports.append(report)
+
+    def _fit(self, module: LightningModule, lent: _Lent) -> None:
+        """Lightning answers Ctrl-C by leaving the program, and deaf to further ones; here it stays Ctrl-C."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            self.trainer.fit(module, train_dataloaders=lent)
+        except SystemExit:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt from None
 
     def _rewind(self) -> None:
         loop = self.trainer.fit_loop

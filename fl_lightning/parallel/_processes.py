@@ -14,6 +14,7 @@ from pydantic import Field
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import _ray as cluster
+from fl_lightning.parallel._endings import begin_worker, settings
 
 __all__ = ["Jobs", "Submit", "exclusive", "in_turn", "share_cores", "shared", "side_by_side"]
 
@@ -74,11 +75,26 @@ def share_cores(jobs: Jobs) -> None:
 
 @contextmanager
 def side_by_side(jobs: Jobs) -> Iterator[Submit]:
-    """Processes that work side by side on this machine, or wherever Ray has room."""
+    """Processes that work side by side on this machine, or wherever Ray has room; what interrupts this one ends them."""
     if jobs == "ray":
         with cluster.tasks() as submit:
             yield submit
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn) as pool:
-        yield pool.submit
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, spawn, initializer=begin_worker, initargs=(settings(),)) as pool:
+        try:
+            yield lambda function, *arguments: pool.submit(_call, function, *arguments)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.terminate()
+            raise
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a worker; one that was told to end begins no other."""
+    try:
+        return function(*arguments)
+    except KeyboardInterrupt:
+        os._exit(130)

@@ -12,11 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from fl_lightning.errors import ConfigError
-from fl_lightning.paths import runs_folder
+from fl_lightning.parallel._endings import settings as stores
+from fl_lightning.paths import tracking_server
 
 __all__ = ["connect", "in_task", "processors", "require", "tasks"]
-
-SHARED_STORES = ("MLFLOW_TRACKING_URI", "FL_LIGHTNING_STUDIES")
 
 
 def require() -> None:
@@ -88,13 +87,14 @@ def tasks() -> Iterator[Callable[..., "Future[Any]"]]:
     """
     ray = connect()
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    local = [name for name in SHARED_STORES if not os.environ.get(name)]
+    named = {"MLFLOW_TRACKING_URI": tracking_server(), "FL_LIGHTNING_STUDIES": os.environ.get("FL_LIGHTNING_STUDIES")}
+    local = [name for name, place in named.items() if not place]
     if len(hosts) > 1 and local:
         raise ConfigError(
             f"the Ray cluster has {len(hosts)} machines, all must reach the stores: set {' and '.join(local)}"
         )
     settings = {name: value for name, value in os.environ.items() if name.startswith(("FL_LIGHTNING_", "MLFLOW_"))}
-    settings["FL_LIGHTNING_RUNS"] = str(runs_folder())
+    settings |= stores()
     call = ray.remote(num_cpus=1)(_call)
     begun: list[Any] = []
 

@@ -3,7 +3,7 @@
 from fl_lightning.runs._campaign import Campaign, Cell, run_campaign
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.runs._results import Results, Shown, html_table, latex_table, open, text_of
-from fl_lightning.runs._run import Outcome, Watch, one_seed, resume, run
+from fl_lightning.runs._run import Outcome, Watch, one_seed, reason, resume, run
 from fl_lightning.runs._warmup import attack_start
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "latex_table",
     "one_seed",
     "open",
+    "reason",
     "resume",
     "run",
     "run_campaign",

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from fl_lightning import tracking
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, errors_under
-from fl_lightning.parallel import Jobs, exclusive, share_cores, side_by_side
+from fl_lightning.parallel import Jobs, exclusive, interruptible, share_cores, side_by_side
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.runs import _run as runs
@@ -57,6 +57,7 @@ class Campaign(Shown):
         }
 
 
+@interruptible()
 def run_campaign(
     experiments: Mapping[str, Experiment],
     title: str,
@@ -93,18 +94,20 @@ def run_campaign(
     failures: dict[Cell, str] = {}
     with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
         parent = _parent(store, next(iter(experiments.values())), title, key)
+        tracking.reopen(store, parent)
         known = _children(parent)
         if reuse:
             finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
             keys = {cell: one.fingerprint() for cell, one in cells.items()}
             known |= {cell: finished_runs[key] for cell, key in keys.items() if key in finished_runs}
         progress(0, len(cells), None)
-        for cell, finished in _work(cells, known, parent, jobs):
-            if isinstance(finished, Outcome):
-                outcomes[cell] = finished
-            else:
-                failures[cell] = finished
-            progress(len(outcomes) + len(failures), len(cells), cell)
+        with tracking.ended_as_it_is(store, parent):
+            for cell, finished in _work(cells, known, parent, jobs):
+                if isinstance(finished, Outcome):
+                    outcomes[cell] = finished
+                else:
+                    failures[cell] = finished
+                progress(len(outcomes) + len(failures), len(cells), cell)
         tracking.end_children(parent, "KILLED", "its process was killed")
         tracking.end_run(
             store, parent, "FINISHED" if not failures else "FAILED", "; ".join(sorted(set(failures.values())))
@@ -119,7 +122,6 @@ def _by_seed(experiment: Experiment) -> dict[int, Experiment]:
 def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:
     found = tracking.find_tagged(store, experiment.tracking.experiment, "fl.campaign", key)
     if found:
-        store.update_run(found, status="RUNNING")
         return found
     return tracking.create_run(store, experiment, title, "campaign", **{"fl.campaign": key})
 
@@ -170,4 +172,4 @@ def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -
                 pass  # it failed, or was killed before its first checkpoint: run it again
         return runs.run(experiment, cell.name, parent=parent, kind="cell")
     except Exception as error:
-        return f"{cell.name}, seed {cell.seed}: {type(error).__name__}: {error}"
+        return f"{cell.name}, seed {cell.seed}: {runs.reason(error)}"

@@ -1,5 +1,6 @@
 """What a killed run continues from: one folder a run, replaced atomically."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.paths import runs_folder
 
 __all__ = ["Checkpoint", "run_folder", "save_state", "write_atomically"]
+
+log = logging.getLogger("fl_lightning")
 
 
 def run_folder(run_id: str) -> Path:
@@ -31,7 +34,10 @@ def save_state(federation: Federation, path: Path) -> None:
     """Replace a file by the federation's state; a killed process leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(federation.state_dict(), partial)
+    with partial.open("wb") as file:
+        torch.save(federation.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -48,10 +54,22 @@ class Checkpoint:
         self.every = every
 
     def restore(self, federation: Federation) -> None:
-        """Continue from the checkpoint where there is one."""
-        if self.path.is_file():
+        """Continue from the checkpoint where there is one that can be read; else the rounds are run again."""
+        if not self.path.is_file():
+            return
+        fresh = federation.state, federation.paired and federation.paired.state
+        try:
             saved: dict[str, Any] = torch.load(self.path, weights_only=True)
             federation.load_state_dict(saved)
+            state = federation.state
+            if state.global_D.shape != fresh[0].global_D.shape or not 0 <= state.round == len(state.history):
+                raise ValueError("it is of another experiment")
+        except Exception as error:  # cut short by a power cut, written by another version, put there by somebody
+            federation.state = fresh[0]
+            if federation.paired and fresh[1]:
+                federation.paired.state = fresh[1]
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            log.warning("%s cannot be read (%s): begun again from round 0, to the same figures", self.path, reason)
 
     def start(self, federation: Federation) -> None:
         """Nothing to do."""

@@ -1,7 +1,10 @@
 """Tracked runs: start, finish, continue after a kill, repeat over seeds."""
 
+import errno
 import json
+import logging
 import shutil
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,12 +16,14 @@ from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import bounds, interval
-from fl_lightning.parallel import exclusive
+from fl_lightning.parallel import exclusive, interruptible
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
-__all__ = ["Outcome", "Watch", "resume", "run"]
+__all__ = ["Outcome", "Watch", "reason", "resume", "run"]
+
+log = logging.getLogger("fl_lightning")
 
 Watch = Callable[[Experiment], Sequence[Observer]]
 """Makes the observers of one run, such as a progress bar."""
@@ -54,6 +59,7 @@ class Outcome(Shown):
         return {key: value for key, value in plain.items() if value or key not in ("seeds", "stopped")}
 
 
+@interruptible()
 def run(
     experiment: Experiment,
     name: str = "experiment",
@@ -94,6 +100,7 @@ def run(
     return _continue(run_id, federation, name, watch, warmups)
 
 
+@interruptible()
 def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
     """Continue a run where its last checkpoint left it; a finished run just gives its outcome.
 
@@ -103,13 +110,42 @@ def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
     folder = run_folder(run_id)
     if not (folder / "config.yaml").is_file():
         return _finished(run_id)
-    note = json.loads((folder / "run.json").read_text())
-    experiment = load_text(
-        (folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"), trusted=True
-    )
+    experiment, name = _recall(run_id, folder)
     if experiment.seeds:
-        return _run_seeds(run_id, experiment, note["experiment"], watch)
-    return _continue(run_id, Federation(experiment), note["experiment"], watch)
+        return _run_seeds(run_id, experiment, name, watch)
+    return _continue(run_id, Federation(experiment), name, watch)
+
+
+def _recall(run_id: str, folder: Path) -> tuple[Experiment, str]:
+    """Configuration and name of a run: from its folder, or from the store where the folder's was damaged or exchanged."""
+    store = tracking.client()
+    tags = tracking.find_run(store, run_id).data.tags
+    name = tags.get("fl.experiment", "experiment")
+    path = folder / "config.yaml"
+    try:
+        experiment = load_text(path.read_text(encoding="utf-8"), str(path), trusted=True)
+        if experiment.digest() == tags.get("fl.config"):
+            return experiment, name
+    except (OSError, ValueError) as error:
+        damage: str | None = (str(error) or type(error).__name__).splitlines()[0]
+    else:
+        damage = None  # of another experiment, or begun by a version that knew other settings
+    recorded = tracking.recorded_config(store, run_id)
+    if recorded is None:
+        if damage:
+            raise ConfigError(
+                f"cannot be read ({damage}), and neither can the one in the store: run it anew", str(path)
+            )
+        return experiment, name
+    if damage or recorded != experiment:
+        log.warning("%s is damaged or of another run: the configuration in the store is used", path)
+    return recorded, name
+
+
+def reason(error: BaseException) -> str:
+    """Why a run failed, in one line: what was raised, and where the whole of it is kept."""
+    line = (str(error) or "no message").splitlines()[0]
+    return "; ".join([f"{type(error).__name__}: {line}", *getattr(error, "__notes__", ())])
 
 
 def one_seed(experiment: Experiment, seed: int) -> Experiment:
@@ -121,17 +157,17 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warm
     folder = run_folder(run_id)
     with _locked(folder, run_id):
         experiment = federation.experiment
+        tracking.reopen(tracking.client(), run_id)
         tracker = tracking.Tracker(experiment, run_id, folder)
-        tracker.store.update_run(run_id, status="RUNNING")
-        checkpoint = Checkpoint(folder / "checkpoint.pt", experiment.tracking.checkpoint_every)
-        checkpoint.restore(federation)
-        # The journal comes first: a round that it holds and the checkpoint does not is run again, not written again.
-        federation.observers = [tracker, checkpoint, *watch(experiment)]
-        if warmups:
-            warmup = Warmup(experiment, warmups)
-            warmup.restore(federation)
-            federation.observers.append(warmup)
         try:
+            checkpoint = Checkpoint(folder / "checkpoint.pt", experiment.tracking.checkpoint_every)
+            checkpoint.restore(federation)
+            # The journal comes first: a round that it holds and the checkpoint does not is run again, not written again.
+            federation.observers = [tracker, checkpoint, *watch(experiment)]
+            if warmups:
+                warmup = Warmup(experiment, warmups)
+                warmup.restore(federation)
+                federation.observers.append(warmup)
             state = federation.run()
             uri, registered = tracker.finish(federation)
         except tracking.TrackingGoneError:
@@ -140,7 +176,12 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warm
             tracker.abandon("KILLED", "interrupted")
             raise
         except BaseException as error:
-            tracker.abandon("FAILED", f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                error.add_note(
+                    f"no room is left where {folder} lies; make some, then: fl-lightning run --resume {run_id}"
+                )
+            if tracker.abandon("FAILED", reason(error), traceback.format_exc()):
+                error.add_note(f"the whole of it: error.txt of run {run_id}")
             raise
         metrics = {key: value for figures in state.history for key, value in figures.items()}
     shutil.rmtree(folder)
@@ -152,8 +193,8 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
     folder = run_folder(run_id)
     store = tracking.client()
     outcomes = []
-    with _locked(folder, run_id):
-        store.update_run(run_id, status="RUNNING")
+    with _locked(folder, run_id), tracking.ended_as_it_is(store, run_id):
+        tracking.reopen(store, run_id)
         known = tracking.children(store, run_id)
         for seed in experiment.seeds:
             if seed in known:
@@ -174,7 +215,7 @@ def _by_metric(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
 
 
 def _finished(run_id: str) -> Outcome:
-    store = tracking.client()
+    store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
     if found.info.status != "FINISHED":
@@ -196,9 +237,10 @@ def _finished(run_id: str) -> Outcome:
 
 def _remember(run_id: str, experiment: Experiment, name: str) -> None:
     folder = run_folder(run_id)
-    folder.mkdir(parents=True)
-    write_atomically(folder / "run.json", json.dumps({"experiment": name}).encode())
-    write_atomically(folder / "config.yaml", dump(experiment).encode())
+    with tracking.ended_as_it_is(tracking.client(), run_id):
+        folder.mkdir(parents=True)
+        write_atomically(folder / "run.json", json.dumps({"experiment": name}).encode())
+        write_atomically(folder / "config.yaml", dump(experiment).encode())
 
 
 def _locked(folder: Path, run_id: str) -> AbstractContextManager[None]:

@@ -4,11 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-
 from fl_lightning.config import Experiment
 from fl_lightning.federation import Federation, RoundReport
-from fl_lightning.runs._checkpoint import save_state
+from fl_lightning.runs._checkpoint import Checkpoint, save_state
 
 __all__ = ["Warmup", "clean_rounds"]
 
@@ -52,7 +50,7 @@ class Warmup:
         """Bring a federation that has not begun to the round in which the attack starts, if its rounds were run before."""
         if self.useful and federation.state.round == 0 and self.path.is_file():
             own = dict(federation.state.attack)
-            federation.load_state_dict(torch.load(self.path, weights_only=True))
+            Checkpoint(self.path).restore(federation)
             federation.state.attack = own
 
     def start(self, federation: Federation) -> None:

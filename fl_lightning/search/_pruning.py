@@ -21,8 +21,8 @@ class Halving(BasePruner):
     """Successive halving: after 1, 3, 9, ... times the first rounds the best third goes on.
 
     A trial is compared with what all others had at the same round, finished, given up or still under way; not with those that
-    broke a constraint in the end, whose figures no other trial should have to reach. The first of all has no rival; of equals
-    the earlier one goes on.
+    failed, or broke a constraint in the end, whose figures no other trial should have to reach. The first of all has no rival;
+    of equals the earlier one goes on.
 
     Args:
         first: rounds before the first comparison.
@@ -43,7 +43,8 @@ class Halving(BasePruner):
         rivals = [
             sign * other.intermediate_values[step]
             for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and step in other.intermediate_values and not _broke_a_constraint(other)
+            if other.number != trial.number and step in other.intermediate_values
+            if not _broke_a_constraint(other) and not _failed(other)
         ]
         places = math.ceil((len(rivals) + 1) / self.factor)
         return sum(value >= own for value in rivals) >= places
@@ -61,6 +62,11 @@ class Halving(BasePruner):
 
 def _broke_a_constraint(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and any(missed > 0 for missed in trial.constraints.values())
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    """Whether a trial came to nothing; one that was killed is run again, and would be its own rival."""
+    return trial.state == TrialState.FAIL
 
 
 def pruner(settings: SweepSettings, rounds: int) -> BasePruner:

@@ -1,9 +1,9 @@
 """The study of a search, and what is known of it."""
 
-import os
-import uuid
+import hashlib
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,11 @@ class Task:
     def open(self) -> optuna.Study:
         experiment = load(self.tree)
         settings = experiment.sweep
-        # Workers must not repeat each other's random starts.
-        seed = experiment.seed if settings.jobs == 1 else experiment.seed + (os.getpid() + uuid.getnode()) % 1000
         with studies.making_tables(self.storage):
             return optuna.create_study(
                 storage=studies.storage(self.storage),
                 study_name=self.name,
-                sampler=sampler(settings.sampler, seed),
+                sampler=Placed(settings.sampler, experiment.seed, self.storage),
                 pruner=pruner(settings, experiment.planned_rounds - attack_start(experiment)),
                 directions=list(settings.directions),
                 load_if_exists=True,
@@ -69,13 +67,66 @@ def study_digest(experiment: Experiment) -> str:
     return experiment.model_copy(update={"sweep": settings}).digest()[:8]
 
 
+def was_killed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "error" not in trial.user_attrs
+
+
 def killed(trials: list[FrozenTrial]) -> int:
-    return sum(trial.state == TrialState.FAIL and "error" not in trial.user_attrs for trial in trials)
+    return sum(map(was_killed, trials))
+
+
+PLACE = "fl_lightning:place"
+"""Attribute of a trial: which one it is among those that were not killed."""
+
+
+class Placed(optuna.samplers.BaseSampler):
+    """A sampler whose draws follow from the seed and a trial's place, not from how often the search was begun again.
+
+    The trial that takes the place of a killed one draws what that one would have drawn.
+    """
+
+    def __init__(self, name: str, seed: int, storage: str):
+        self.name, self.seed, self.storage = name, seed, storage
+        self.inner = sampler(name, seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Give the trial the first free place, and the sampler that place's random numbers."""
+        with studies.making_tables(self.storage):  # two workers must not take the same
+            others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+            begun = [other for other in others if other.state != TrialState.WAITING and not was_killed(other)]
+            taken = {other.system_attrs.get(PLACE, other.number) for other in begun}
+            place = next(place for place in itertools.count() if place not in taken)
+            study._storage.set_trial_system_attr(trial._trial_id, PLACE, place)
+        digest = hashlib.blake2b(f"{self.seed}/{place}".encode(), digest_size=4).digest()
+        self.inner = sampler(self.name, int.from_bytes(digest))
+        self.inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """As the sampler does."""
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        """As the sampler does."""
+        return self.inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        """As the sampler does."""
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """As the sampler does."""
+        self.inner.after_trial(study, trial, state, values)
 
 
 def end_killed(study: optuna.Study) -> None:
     """End what a killed process left RUNNING; only called when no other process works on the study."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if fixed := trial.system_attrs.get("fixed_params"):  # it was not drawn: the next one would be
+            study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     tracking.end_children(study.user_attrs["run_id"], "KILLED", "its process was killed")
 

@@ -6,6 +6,7 @@ search never saw.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,15 +21,19 @@ from fl_lightning.config import Experiment, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, bounds, interval
+from fl_lightning.parallel import interruptible
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
 from fl_lightning.search._pictures import pictures
+from fl_lightning.search._reported import check_reported
 from fl_lightning.search._storage import studies_url
 from fl_lightning.search._study import MEASURED, Task, end_killed, feasible, quiet, study_digest
 from fl_lightning.search._trials import Watcher, score
 from fl_lightning.search._workers import Progress, run_trials
 from fl_lightning.tracking import find
+
+log = logging.getLogger("fl_lightning")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class SweepOutcome(runs.Shown):
         return f"the winner cannot be told from the configured {self.what} on these seeds"
 
 
+@interruptible()
 def sweep(
     experiment: Experiment,
     label: str = "experiment",
@@ -96,6 +102,7 @@ def sweep(
         return _conclude(task, study, watch)
 
 
+@interruptible()
 def strongest(
     experiment: Experiment, label: str = "experiment", progress: Progress = lambda study, trials: None
 ) -> dict[str, Any]:
@@ -125,28 +132,36 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
         refuse_unreachable(experiment)
     check_first(experiment)  # bad input shows before a study exists
     Federation(experiment)
+    check_reported(experiment)
     store = tracking.client()
     name = f"{tracking.registered_name(experiment)}-{study_digest(experiment)}"
     task = Task(name, studies_url(), experiment.to_dict(), label, "")
     study = task.open()
 
     def prepare() -> None:
-        if "run_id" in study.user_attrs:
+        if tracking.is_there(store, study.user_attrs.get("run_id", "")):
             end_killed(study)
             return
+        begun = "run_id" in study.user_attrs
         run_id = tracking.create_run(
             store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
         )
-        enqueue_first(study, task.storage, experiment)
+        if begun:
+            log.warning("the run of study %s is not in %s any more: it has a new one", name, tracking.tracking_uri())
+        else:
+            enqueue_first(study, task.storage, experiment)
         study.set_user_attr("run_id", run_id)
+        end_killed(study)
 
     with studies.searching(task.storage, name, prepare):
         run_id = study.user_attrs["run_id"]
-        store.update_run(run_id, status="RUNNING")
+        tracking.reopen(store, run_id)
         task = replace(task, run_id=run_id)
-        run_trials(task, study, progress)
-    yield task, study
-    tracking.end_run(store, run_id, "FINISHED")
+        with tracking.ended_as_it_is(store, run_id):
+            run_trials(task, study, progress)
+    with tracking.ended_as_it_is(store, run_id):
+        yield task, study
+        tracking.end_run(store, run_id, "FINISHED")
     shutil.rmtree(task.warmups, ignore_errors=True)
 
 
@@ -163,7 +178,6 @@ def _winner(task: Task, study: optuna.Study) -> FrozenTrial:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         reasons = {trial.user_attrs.get("error", "unknown") for trial in study.get_trials(deepcopy=False)}
-        tracking.end_run(tracking.client(), task.run_id, "FAILED", "; ".join(sorted(reasons)))
         raise ConfigError(f"no trial came to its end: {'; '.join(sorted(reasons))}")
     return min(complete, key=lambda trial: rank(study, trial))
 
@@ -178,7 +192,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if feasible(winner) else None
     configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
     # The model of an attack that a search made weak is nothing to look for in the registry.
-    register = "always" if settings.directions[0] == "maximize" else "never"
+    keep = experiment.tracking.models and settings.directions[0] == "maximize"
+    register = "always" if keep else "never"
     confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "winner", register)
     default, _ = _confirm(
         task, experiment, configured, watch, f"configured {searched_slot(winner.user_attrs['changes'])}", "never"

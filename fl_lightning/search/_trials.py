@@ -1,5 +1,6 @@
 """What one trial of a search draws, watches and reports to Optuna."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from fl_lightning.metrics import bounds, interval
 from fl_lightning.runs import attack_start
 from fl_lightning.search._space import Ask, Span, changes, search_space
 from fl_lightning.search._study import Task
+
+FAR = 1e9
+"""By how much a constraint counts as missed whose metric is no number."""
 
 
 def score(history: Sequence[Mapping[str, float]], metric: str) -> float:
@@ -36,7 +40,8 @@ def violations(history: Sequence[Mapping[str, float]], constraints: Mapping[str,
     missed = {}
     for metric, bound in constraints.items():
         sign, limit = parse_bound(metric, bound)
-        missed[metric] = sign * (limit - score(history, metric))
+        by = sign * (limit - score(history, metric))
+        missed[metric] = by if math.isfinite(by) else FAR
     return missed
 
 
@@ -89,19 +94,36 @@ def no_observers(experiment: Experiment) -> tuple[()]:
     return ()
 
 
+class TrialFailedError(RuntimeError):
+    """A trial that came to no figure; the reason is among its attributes, and the search goes on."""
+
+
 def run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[float]:
+    """One trial, whatever becomes of it.
+
+    Raises:
+        TrialFailedError: it came to no figure.
+        TrialPruned: it was given up.
+        ConnectionError: the store went away; the trial counts as killed, and is run again.
+    """
+    try:
+        return _run_trial(trial, task, base)
+    except (optuna.TrialPruned, ConnectionError):
+        raise
+    except Exception as error:
+        trial.set_user_attr("error", runs.reason(error)[:500])
+        raise TrialFailedError(str(error)) from error
+
+
+def _run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[float]:
     """One trial: a tracked child run of the study, or one with a child a seed."""
     settings = base.sweep
     drawn = changes(search_space(base), ask(trial))
     trial.set_user_attr("changes", drawn)
-    try:
-        experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
-        title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
-        measure = _several_seeds if settings.seeds else _one_seed
-        measured = measure(trial, task, experiment, title)
-    except Exception as error:
-        trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
-        raise
+    experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
+    title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
+    measure = _several_seeds if settings.seeds else _one_seed
+    measured = measure(trial, task, experiment, title)
     trial.set_user_attr("run_id", measured.run_id)
     trial.set_user_attr("rounds", measured.rounds)
     for metric, missed in measured.missed.items():
@@ -111,6 +133,9 @@ def run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[fl
             trial.set_user_attr("error", measured.stopped)
         if len(settings.metrics) == 1:
             raise optuna.TrialPruned(measured.stopped)
+    for metric, value in zip(settings.metrics, measured.values, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{metric} is {value}: there is nothing to compare")
     return measured.values[0] if len(settings.metrics) == 1 else measured.values
 
 
@@ -136,8 +161,14 @@ def _one_seed(trial: Trial, task: Task, experiment: Experiment, title: str) -> _
 
 def _several_seeds(trial: Trial, task: Task, experiment: Experiment, title: str) -> _Measured:
     """The experiment with one seed after the other under a run of the trial; Optuna may end it after any seed."""
-    settings, store = experiment.sweep, tracking.client()
+    store = tracking.client()
     run_id = tracking.create_run(store, experiment, title, "trial", task.run_id, **{"fl.experiment": task.label})
+    with tracking.ended_as_it_is(store, run_id):
+        return _seed_by_seed(trial, task, experiment, run_id)
+
+
+def _seed_by_seed(trial: Trial, task: Task, experiment: Experiment, run_id: str) -> _Measured:
+    settings, store = experiment.sweep, tracking.client()
     found: list[_Measured] = []
     stopped = None
     for position, seed in enumerate(settings.seeds):

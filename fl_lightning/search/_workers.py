@@ -2,38 +2,43 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 
 import optuna
 from optuna.trial import TrialState
 
 from fl_lightning import tracking
 from fl_lightning.config import load
-from fl_lightning.parallel import Jobs, share_cores
+from fl_lightning.parallel import Jobs, begin_worker, settings, share_cores
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.search._study import DONE, MEASURED, Task, killed, quiet
-from fl_lightning.search._trials import run_trial
+from fl_lightning.parallel._endings import GOODBYE_SECONDS
+from fl_lightning.search._study import DONE, MEASURED, Task, killed, quiet, was_killed
+from fl_lightning.search._trials import TrialFailedError, run_trial
+
+REFUSALS = 3
+"""Trials in a row whose result is refused before a search is given up."""
 
 Progress = Callable[[optuna.Study, int], None]
 
 
 def run_trials(task: Task, study: optuna.Study, progress: Progress) -> None:
-    settings = load(task.tree).sweep
+    search = load(task.tree).sweep
     trials = study.get_trials(deepcopy=False, states=DONE)
-    missing = max(0, settings.trials + killed(trials) - len(trials))
-    if settings.jobs == "ray" and missing:
-        _on_ray(task, min(missing, cluster.processors()), lambda: progress(study, settings.trials))
-    elif missing == 1 or (missing and settings.jobs == 1):
-        _work(task, lambda: progress(study, settings.trials))
-    elif isinstance(settings.jobs, int) and missing:
-        _beside(task, min(missing, settings.jobs), lambda: progress(study, settings.trials))
+    missing = max(0, search.trials + killed(trials) - len(trials))
+    if search.jobs == "ray" and missing:
+        _on_ray(task, min(missing, cluster.processors()), lambda: progress(study, search.trials))
+    elif missing == 1 or (missing and search.jobs == 1):
+        _work(task, lambda: progress(study, search.trials))
+    elif isinstance(search.jobs, int) and missing:
+        _beside(task, min(missing, search.jobs), lambda: progress(study, search.trials))
 
 
 def _beside(task: Task, jobs: int, progress: Callable[[], None]) -> None:
     """Worker processes on this machine; one that dies does not stop the others."""
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_work_alone, args=(task, jobs), daemon=True) for _ in range(jobs)]
+    workers = [spawn.Process(target=_worker, args=(settings(), task, jobs), daemon=True) for _ in range(jobs)]
     for worker in workers:
         worker.start()
     try:
@@ -43,6 +48,9 @@ def _beside(task: Task, jobs: int, progress: Callable[[], None]) -> None:
     finally:
         for worker in workers:
             worker.terminate()
+        for worker in workers:
+            worker.join(GOODBYE_SECONDS)
+            worker.kill()
             worker.join()
     progress()
 
@@ -59,6 +67,13 @@ def _on_ray(task: Task, workers: int, progress: Callable[[], None]) -> None:
     progress()
 
 
+def _worker(stores: dict[str, str], task: Task, jobs: Jobs) -> None:
+    """A worker process on this machine; told to end, it goes quietly."""
+    begin_worker(stores)
+    with suppress(KeyboardInterrupt):
+        _work_alone(task, jobs)
+
+
 def _work_alone(task: Task, jobs: Jobs) -> None:
     """A worker process: its share of the cores, no output of its own."""
     share_cores(jobs)
@@ -72,14 +87,23 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
     experiment = load(task.tree)
     store = tracking.client()
     first = experiment.sweep.metrics[0]
+    refused = 0
     while True:
         progress()
         trials = study.get_trials(deepcopy=False)
         if sum(trial.state != TrialState.WAITING for trial in trials) >= experiment.sweep.trials + killed(trials):
             return
-        study.optimize(
-            lambda trial: run_trial(trial, task, experiment), n_trials=1, catch=(Exception,), gc_after_trial=True
-        )
+        begun: list[int] = []
+
+        def objective(trial: optuna.Trial, begun: list[int] = begun) -> float | Sequence[float]:
+            begun.append(trial.number)
+            return run_trial(trial, task, experiment)
+
+        study.optimize(objective, n_trials=1, catch=(TrialFailedError,), gc_after_trial=True)
+        # Optuna may refuse what a trial came to: that is no kill, and must not be tried for ever.
+        refused = refused + 1 if was_killed(study.get_trials(deepcopy=False)[begun[0]]) else 0
+        if refused == REFUSALS:
+            raise RuntimeError(f"Optuna took no result of the last {REFUSALS} trials")
         measured = study.get_trials(deepcopy=False, states=MEASURED)
         if measured and measured[-1].values:
             store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)

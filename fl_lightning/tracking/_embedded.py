@@ -132,6 +132,10 @@ def _mend(database: Path, home: Path) -> None:
     for left in database.parent.glob(f".{database.name}.*"):  # by a process that was killed while it made one
         left.unlink()
     if not database.exists():
+        for left in (database.with_name(f"{database.name}{end}") for end in ("-journal", "-wal", "-shm")):
+            left.unlink(
+                missing_ok=True
+            )  # of a database that somebody has removed: SQLite would apply it to the new one
         _make(database, home)
         return
     latest = _get_latest_schema_revision()  # type: ignore[no-untyped-call]

@@ -91,7 +91,7 @@ class Journal:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """All complete entries of a file; a last line that a crash cut short is removed."""
+    """All complete entries of a file; from the first line on that a crash cut short, or that is none, all is removed."""
     if not path.is_file():
         return []
     entries: list[Entry] = []
@@ -100,8 +100,12 @@ def read_entries(path: Path) -> list[Entry]:
         try:
             if not line.endswith(b"\n"):
                 break
-            entries.append(Entry(*json.loads(line)))
-        except ValueError:
+            step, timestamp, metrics = json.loads(line)
+            entry = Entry(int(step), int(timestamp), {str(name): float(value) for name, value in metrics.items()})
+            if entry.step <= (entries[-1].step if entries else -1):
+                break
+            entries.append(entry)
+        except (ValueError, TypeError, AttributeError):
             break
         good += len(line)
     with path.open("ab") as file:

@@ -4,10 +4,13 @@ The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `ML
 """
 
 import json
+import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot
@@ -21,8 +24,11 @@ from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.metrics import Interval
 from fl_lightning.paths import SERVER, runs_folder, tracking_server
 from fl_lightning.registry import ConfigError, flatten, foreign
-from fl_lightning.tracking._embedded import database_of, opened, unwritable
+from fl_lightning.tracking._embedded import StoreError, database_of, opened, unwritable
 from fl_lightning.tracking._environment import environment, git_revision
+
+CONFIG = "config.yaml"
+"""Where a run records its configuration."""
 
 PAGE = 5000
 """Runs that are asked for at once."""
@@ -150,11 +156,56 @@ def create_run(
         experiment_id(store, experiment.tracking.experiment), run_name=name, tags=labels
     ).info.run_id
     params = [Param(path, str(value)[:6000]) for path, value in flatten(experiment.to_dict()).items()]
-    for start in range(0, len(params), 100):
-        store.log_batch(run_id, params=params[start : start + 100])
-    store.log_text(run_id, dump(experiment), "config.yaml")
-    store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
+    with ended_as_it_is(store, run_id):
+        for start in range(0, len(params), 100):
+            store.log_batch(run_id, params=params[start : start + 100])
+        store.log_text(run_id, dump(experiment), CONFIG)
+        store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
     return str(run_id)
+
+
+@contextmanager
+def ended_as_it_is(store: MlflowClient, run_id: str) -> Iterator[None]:
+    """A run does not stay RUNNING when what is done for it inside comes to no end."""
+    try:
+        yield
+    except ConnectionError:  # the store is away: what it has not heard of is kept on disk
+        raise
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted" if killed else f"{type(error).__name__}: {error}"[:500]
+        with suppress(MlflowException, OSError, ConfigError):
+            end_children(run_id, "KILLED", "interrupted")
+            end_run(store, run_id, "KILLED" if killed else "FAILED", reason)
+        raise
+
+
+def is_there(store: MlflowClient, run_id: str) -> bool:
+    """Whether a run is in the store, deleted or not."""
+    try:
+        return bool(run_id) and bool(find_run(store, run_id))
+    except ConfigError:
+        return False
+
+
+def reopen(store: MlflowClient, run_id: str) -> None:
+    """Set a run RUNNING again; one that was deleted is restored, with a word.
+
+    Raises:
+        ConfigError: there is none with this id.
+    """
+    if find_run(store, run_id).info.lifecycle_stage == "deleted":
+        store.restore_run(run_id)
+        logging.getLogger("fl_lightning").warning("run %s had been deleted: restored, since it is continued", run_id)
+    store.update_run(run_id, status="RUNNING")
+
+
+def recorded_config(store: MlflowClient, run_id: str) -> Experiment | None:
+    """The configuration that a run has recorded; None where it cannot be read."""
+    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
+        path = Path(store.download_artifacts(run_id, CONFIG, folder))
+        return load_text(path.read_text(encoding="utf-8"), f"{CONFIG} of run {run_id}")
+    return None
 
 
 def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = None) -> None:
@@ -169,11 +220,14 @@ def find_run(store: MlflowClient, run_id: str) -> Run:
 
     Raises:
         ConfigError: there is none with this id.
+        StoreError: the store does not answer.
     """
     try:
         return store.get_run(run_id)
-    except MlflowException:
-        raise ConfigError(f"no run {run_id!r} in {tracking_uri()}") from None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ConfigError(f"no run {run_id!r} in {tracking_uri()}") from None
+        raise StoreError(f"no answer from MLflow at {tracking_uri()}: {str(error).splitlines()[0]}") from None
 
 
 def last_step(store: MlflowClient, run_id: str) -> int:

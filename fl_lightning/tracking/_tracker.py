@@ -1,6 +1,7 @@
 """The observer that keeps a run in MLflow."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,13 +9,14 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from fl_lightning.config import Experiment
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import curves
 from fl_lightning.partition import plot as plot_partition
 from fl_lightning.tracking._journal import Entry, Journal
 from fl_lightning.tracking._models import ROUNDS, log_model, save_weights
 from fl_lightning.tracking._registered import register
-from fl_lightning.tracking._store import client, end_run, log_picture, tracking_uri
+from fl_lightning.tracking._store import client, end_run, log_picture, reopen, tracking_uri
 
 PATIENCE_SECONDS = 30.0
 """How long the end of a run waits for a tracking server that is gone before it leaves the metrics on disk."""
@@ -76,6 +78,8 @@ class Tracker:
         Raises:
             TrackingGoneError: the tracking server does not answer; everything is on disk for a later resume.
         """
+        with suppress(MlflowException, ConfigError):
+            reopen(self.store, self.run_id)  # somebody has deleted it in the meantime: figures are taken again
         left = self.journal.close(PATIENCE_SECONDS)
         if left:
             raise TrackingGoneError(self.run_id, left, self.folder, self.journal.error)
@@ -128,11 +132,21 @@ class Tracker:
             )
         return register(self.store, self.experiment, self.run_id, uri, figures, clean_uri, clean_figures)
 
-    def abandon(self, status: str, reason: str) -> None:
-        """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly."""
-        left = self.journal.close(patience=5.0)
-        if not left:
+    def abandon(self, status: str, reason: str, trace: str | None = None) -> bool:
+        """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly.
+
+        Returns:
+            Whether the traceback, where there is one, is among the run's artifacts now.
+        """
+        if self.journal.close(patience=5.0):
+            return False
+        try:
             end_run(self.store, self.run_id, status, reason[:500])
+            if trace:
+                self.store.log_text(self.run_id, trace, "error.txt")
+        except (MlflowException, OSError):  # what ended the run is told, not that this could not be written down
+            return False
+        return trace is not None
 
     def _picture(self, figure: Figure, name: str) -> None:
         log_picture(self.store, self.run_id, figure, name)

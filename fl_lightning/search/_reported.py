@@ -1,0 +1,46 @@
+"""Whether a run reports what a search looks at: found out before it begins, on two rounds of synthetic data."""
+
+from fl_lightning.attacks import Choice
+from fl_lightning.config import Experiment
+from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.federation import Federation
+from fl_lightning.metrics import GLOSSARY, meaning
+from fl_lightning.search._space import search_space
+
+__all__ = ["check_reported"]
+
+LATE = ("attack/persistence", "attack/persistence_for_good", "attack/persists")
+"""Reported some rounds after the last attacked one: two rounds do not show them."""
+
+
+def check_reported(experiment: Experiment) -> None:
+    """Refuse metrics and constraints that no trial reports.
+
+    Raises:
+        ConfigError: naming the metric, and those that there are.
+    """
+    wanted = {"sweep.metric": experiment.sweep.metrics, "sweep.constraints": tuple(experiment.sweep.constraints)}
+    unsure = [
+        (field, name) for field, names in wanted.items() for name in names if name not in (*LATE, "attack/success")
+    ]
+    for field, name in unsure:
+        if meaning(name) is None:
+            raise ConfigError(f"no run reports {name!r}; {suggest(name, GLOSSARY)}", field)
+    if not unsure:
+        return
+    reported = _reported(experiment)
+    for field, name in unsure:
+        # Another attack of the space may report figures of its own.
+        if name not in reported and not (name.startswith("attack/") and _searches_attacks(experiment)):
+            raise ConfigError(f"no round reports {name!r}; {suggest(name, reported)}", field)
+
+
+def _reported(experiment: Experiment) -> set[str]:
+    changes = {"evaluation.twin": False, "evaluation.effect": False, "evaluation.every": 1, "sweep": {}}
+    short = experiment.override(changes | {"participation.schedule": {"name": "always"}}).faster()
+    history = Federation(short).run().history
+    return {name for figures in history for name in figures if not name.startswith("time/")}
+
+
+def _searches_attacks(experiment: Experiment) -> bool:
+    return isinstance(search_space(experiment).get("attack"), Choice)

@@ -1,0 +1,110 @@
+"""A search that is begun again goes on as if it had never stopped; what comes to no figure is told, and not tried for ever."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from fl_lightning import tracking
+from fl_lightning.errors import ConfigError
+from fl_lightning.search import _trials as trials
+from fl_lightning.search import studies_url, sweep
+from fl_lightning.search._reported import check_reported
+from fl_lightning.search._study import Placed, end_killed, killed
+from fl_lightning.search._trials import FAR, violations
+
+SPACE = {"attack.std": {"low": 1e-4, "high": 10.0, "log": True}}
+
+
+def searched(tiny: Any, **search: Any) -> Any:
+    settings = {"trials": 2, "confirm_seeds": [7], "space": SPACE, "pruner": "none"} | search
+    return tiny(attack="gaussian", rounds=2, tracking={"models": False}, sweep=settings)
+
+
+def draw(trial: optuna.Trial) -> float:
+    x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+    return (x - 0.3) ** 2 + (y - 0.6) ** 2
+
+
+def study(folder: Path, name: str, kind: str) -> optuna.Study:
+    url = f"sqlite:///{folder / 'optuna.db'}"
+    return optuna.create_study(storage=url, study_name=name, sampler=Placed(kind, 3, url), load_if_exists=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
+    runs_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    runs_folder.mkdir()
+    monkeypatch.setattr(tracking, "end_children", lambda *_: None)
+    whole = study(runs_folder, "whole", kind)
+    whole.enqueue_trial({"x": 0.5, "y": 0.5})
+    whole.optimize(draw, n_trials=9)
+    broken = study(runs_folder, "broken", kind)
+    broken.set_user_attr("run_id", "r")
+    broken.enqueue_trial({"x": 0.5, "y": 0.5})
+    for done in (0, 3, 2, 4):  # each time the process is killed in the middle of a trial, the first time of a given one
+        again = study(runs_folder, "broken", kind)
+        again.optimize(draw, n_trials=done)
+        draw(again.ask())
+        end_killed(again)
+    assert killed(broken.get_trials()) == 4
+
+    def drawn(one: optuna.Study) -> list[dict[str, Any]]:
+        return [trial.params for trial in one.get_trials(states=(optuna.trial.TrialState.COMPLETE,))]
+
+    assert drawn(study(runs_folder, "broken", kind)) == drawn(whole)
+    assert len({params["x"] for params in drawn(whole)}) == 9
+
+
+def test_a_constraint_on_what_is_no_number_is_missed():
+    assert violations([{"a": math.nan}], {"a": ">= 1"}) == {"a": FAR}
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"metric": "attack/sucess"}, r"sweep.metric: no round reports 'attack/sucess'; did you mean 'attack/success'"),
+        ({"metric": "defence/clip/rate"}, "sweep.metric: no (run|round) reports"),
+        ({"metric": "impact/accuracy_drop"}, "no round reports"),  # trials run without the twin
+        ({"constraints": {"global/acuracy": ">= 0.5"}}, "sweep.constraints: no (run|round) reports 'global/acuracy'"),
+    ],
+)
+def test_a_metric_that_no_round_reports_is_refused_before_the_search(tiny: Any, search: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_reported(searched(tiny, **search))
+
+
+def test_metrics_that_there_are_pass(tiny: Any):
+    check_reported(searched(tiny, constraints={"global/accuracy": ">= 0.5", "attack/persistence": ">= 1"}))
+
+
+def test_a_search_survives_its_store(tiny: Any, store_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without models; its run deleted; MLflow's database gone; a trial that comes to no number; an outage in a trial."""
+    first = sweep(searched(tiny), "tiny")
+    assert first.registered_model is None
+    store = tracking.client()
+    store.delete_run(first.run_id)
+    assert sweep(searched(tiny), "tiny").run_id == first.run_id
+    assert store.get_run(first.run_id).info.lifecycle_stage == "active"
+
+    real = trials.score
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "score", lambda history, metric: math.nan)
+        with pytest.raises(ConfigError, match="attack/success is nan"):
+            sweep(searched(tiny, sampler="random"), "tiny")
+        patch.setattr(trials, "score", real)
+
+        def gone(*_: Any, **__: Any) -> None:
+            raise tracking.TrackingGoneError("r", 1, store_folder, None)
+
+        patch.setattr(trials, "_one_seed", gone)
+        with pytest.raises(ConnectionError, match="does not answer"):
+            sweep(searched(tiny, trials=3), "tiny")
+    states = [trial.state.name for trial in optuna.load_study(study_name=first.study, storage=studies_url()).trials]
+    assert states == ["COMPLETE", "COMPLETE", "FAIL"]
+    more = sweep(searched(tiny, trials=3), "tiny")
+    assert [row["state"] for row in more.trials] == ["complete"] * 3
+    assert more.run_id == first.run_id

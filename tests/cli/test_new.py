@@ -73,7 +73,7 @@ def test_an_installed_plugin_is_found_by_two_workers_of_a_sweep(tmp_path: Path):
     assert where.startswith(str(site))
     listing = python("-m", "fl_lightning.cli", "list", "--plugins", cwd=work, executable=fresh)
     assert "shortest-mean 0.1.0" in listing
-    small = ["rounds=1", "data.train_samples=100", "data.test_samples=50", "model=linear", "tracking.models=false"]
+    small = ["rounds=1", "data.train_samples=100", "data.test_samples=50", "model=linear"]
     small += ["partition={name: iid, clients: 5}", "participation={name: full, malicious: 1}", "attack=sign_flip"]
     sweep = [
         "sweep.trials=2",

@@ -48,7 +48,7 @@ def test_components_are_chosen_before_their_fields_are_set_in_any_order(override
         ("rounds=yes", ["rounds", "got 'yes'"]),
         ("rounds=1:01", ["rounds", "got '1:01'"]),
         ("sweep.trails=1", ["sweep.trails", "did you mean 'trials'?"]),
-        ("server.lrr=1", ["server.lrr", "valid: beta1, beta2, lr"]),
+        ("server.lrr=1", ["server.lrr", "beta1, beta2, lr"]),
         ("trainer.precison=32", ["trainer.precison", "did you mean 'precision'?"]),
         ("tracking.regster=best", ["tracking.regster", "did you mean 'register'?"]),
         ("evaluation.evry=1", ["evaluation.evry", "did you mean 'every'?"]),

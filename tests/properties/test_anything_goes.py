@@ -31,7 +31,7 @@ from fl_lightning.testing.aggregators import called
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
 
 
-def examples(everyday: int, slow: int) -> Callable[[Any], Any]:
+def examples(everyday: int, slow: int, *drawn: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
     """Runs a property with so many cases in the everyday suite, and with so many more, drawn anew, in the slow one."""
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +44,7 @@ def examples(everyday: int, slow: int) -> Callable[[Any], Any]:
             "many_cases", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
         )
         def test(many_cases: bool) -> None:
-            (many if many_cases else few)(check)()
+            (many if many_cases else few)(given(*drawn)(check))()
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
         return test
@@ -166,8 +166,7 @@ paths = st.one_of(
 overrides = st.builds("{}={}".format, paths, words)
 
 
-@examples(120, 4000)
-@given(st.lists(overrides, min_size=1, max_size=3), st.booleans())
+@examples(120, 4000, st.lists(overrides, min_size=1, max_size=3), st.booleans())
 def test_any_changes_are_refused_or_shown_as_what_loads_again(changes: list[str], fast: bool) -> None:
     assume(not any(change.startswith("-") for change in changes))
     shown = refused_or_done(["show", "digits", *["--fast"] * fast, *changes])
@@ -184,8 +183,7 @@ documents = st.one_of(
 )
 
 
-@examples(100, 4000)
-@given(documents, st.sampled_from(["experiment", "matrix", "paper"]))
+@examples(100, 4000, documents, st.sampled_from(["experiment", "matrix", "paper"]))
 def test_any_file_is_refused_or_read(text: str, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.yaml"
@@ -232,8 +230,9 @@ def _empty_store(store_folder: Path) -> None:
     """Commands that look into the store find an empty one."""
 
 
-@examples(100, 3000)
-@given(
+@examples(
+    100,
+    3000,
     st.sampled_from(
         [
             "show",
@@ -301,8 +300,7 @@ def affordable(experiment: Experiment) -> bool:
     )
 
 
-@examples(20, 1500)
-@given(changes_of_runs)
+@examples(20, 1500, changes_of_runs)
 def test_what_loads_runs_with_finite_figures_or_says_why_not(changes: list[str]) -> None:
     experiment = with_refusal(lambda: load(TINY, changes))
     assume(experiment is not None and affordable(experiment))
@@ -346,8 +344,9 @@ def matrix(kinds: list[str], columns: int, seed: int) -> torch.Tensor:
     return updates_CD
 
 
-@examples(200, 6000)
-@given(
+@examples(
+    200,
+    6000,
     st.sampled_from(NAMES["aggregator"]),
     st.lists(rows, min_size=1, max_size=12),
     st.integers(1, 6),

@@ -15,16 +15,17 @@ from fl_lightning.attacks import Attack, Poisoned, View
 from fl_lightning.callbacks import CALLBACKS
 from fl_lightning.config import load
 from fl_lightning.defenses import State
-from fl_lightning.engines import Job
 from fl_lightning.errors import ConfigError
-from fl_lightning.federation import Federation, FederationState
+from fl_lightning.federation import Federation, FederationState, Trained
+from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import component, named_config, registry
 
 CLIENTS = 7
 RULES = registry("aggregator").names()
-# Every registered defense takes its settings from here.
-DEFENSES: dict[str, dict[str, Any]] = {
+NEEDED: dict[str, dict[str, Any]] = {"rlr": {"share": 0.6}, "sign_vote": {"lr": 0.01}}
+"""What a rule does not work without."""
+SMALL: dict[str, dict[str, Any]] = {
     "accuracy_check": {"gamma": 0.1},
     "cdp": {},
     "dagmm": {"n_byzantine": 2, "epochs": 2, "references": 5, "steps": 1},
@@ -39,6 +40,11 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "vae": {"n_byzantine": 2, "epochs": 2, "references": 5, "steps": 1, "hidden": 8, "latent": 2},
 }
 
+
+DEFENSES = {name: SMALL.get(name) or named_config("defense", name) or {} for name in registry("defense").names()}
+"""Every registered defense: with small settings, or as it is shipped."""
+FEW_RULES = ("mean", "krum", "trimmed_mean")
+"""Rules that every defense meets every day; the slow tests take all."""
 
 OPTIONS = {"hessian_regularizer": {"rho": 0.1}, "proximal_pull": {"rho": 0.1}}
 """What a callback does not work without."""
@@ -76,7 +82,7 @@ def limits(rule: str, n_clients: int) -> tuple[dict[str, Any], dict[str, Any] | 
     """The rule with the largest f that it accepts for so many clients, and with one more; None where it has no f."""
     cls = next(cls for cls in registry("aggregator") if cls.name == rule)
     if "n_byzantine" not in {field.name for field in fields(cls)}:  # type: ignore[arg-type]
-        return {"name": rule}, None
+        return {"name": rule, **NEEDED.get(rule, {})}, None
     for f in range(n_clients + 1):
         try:
             cls(n_byzantine=f).check(n_clients)  # type: ignore[call-arg,attr-defined]
@@ -88,9 +94,10 @@ def limits(rule: str, n_clients: int) -> tuple[dict[str, Any], dict[str, Any] | 
 class Untrained(Federation):
     """Honest clients send noise: what they learn does not matter here."""
 
-    def _train(self, jobs: list[Job], metrics: dict[str, float] | None = None) -> torch.Tensor:
-        random = generator(0, "honest", self.state.round)
-        return 0.01 * torch.randn(len(jobs), len(self.state.global_D), generator=random)
+    def train(self, cohort: Cohort) -> Trained:
+        random, jobs = generator(0, "honest", self.state.round), self.jobs(cohort)
+        updates_CD = 0.01 * torch.randn(len(jobs), len(self.state.global_D), generator=random)
+        return Trained(cohort, jobs, updates_CD, torch.tensor([float(len(job.rows)) for job in jobs]))
 
 
 @cache
@@ -139,7 +146,9 @@ def stays_finite(case: str, rule: str, defenses: dict[str, Any], client: dict[st
     try:
         state = played(case, settings, defenses, client)
     except ValueError as error:
-        unfit = isinstance(error, ConfigError) and "needs the aggregator" in str(error)
+        unfit = isinstance(error, ConfigError) and re.search(
+            r"needs the aggregator|set aggregator to mean|needs f < C", str(error)
+        )
         too_few = rule in FEW and bool(re.search(r"needs C >=? .* got C=[12], f=0", str(error)))
         if unfit or too_few:
             return
@@ -150,11 +159,7 @@ def stays_finite(case: str, rule: str, defenses: dict[str, Any], client: dict[st
     assert isfinite(state.history[-1]["global/loss"])
 
 
-def test_every_defense_has_settings():
-    ours = {cls.name for cls in registry("defense") if cls.__module__.startswith("fl_lightning.defenses")}
-    assert ours == set(DEFENSES)
-
-
+@pytest.mark.filterwarnings("ignore:rlr")  # rlr says that nearly all coordinates are, where nobody moves
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule(rule, case):
@@ -163,9 +168,17 @@ def test_every_rule(rule, case):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("defense", DEFENSES)
+def test_every_defense_under_common_rules(defense, case):
+    for rule in FEW_RULES:
+        stays_finite(case, rule, {"it": {**DEFENSES[defense], "name": defense}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("defense", DEFENSES)
 def test_every_defense_under_every_rule(defense, case):
     for rule in RULES:
-        stays_finite(case, rule, {"it": {"name": defense, **DEFENSES[defense]}})
+        stays_finite(case, rule, {"it": {**DEFENSES[defense], "name": defense}})
 
 
 @pytest.mark.parametrize("case", CASES)

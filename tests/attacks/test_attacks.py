@@ -122,10 +122,25 @@ def test_every_registered_attack_has_a_canonical_case():
     assert set(registry("attack").names()) <= set(CANONICAL)
 
 
+FIRST = [next(case for case in CASES if case.name == name) for name in CANONICAL if name in registry("attack").names()]
+"""One case of each attack: under every aggregator a case takes seconds."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=ident)
-@pytest.mark.parametrize("check", ATTACK_CHECKS.values(), ids=ATTACK_CHECKS)
+@pytest.mark.parametrize("check", [name for name in ATTACK_CHECKS if name != "survives_every_aggregator"])
 def test_conformance(check, case):
-    check(case)
+    ATTACK_CHECKS[check](case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=ident)
+def test_every_case_survives_every_aggregator(case):
+    ATTACK_CHECKS["survives_every_aggregator"](case)
+
+
+@pytest.mark.parametrize("case", FIRST[::4], ids=ident)
+def test_some_attacks_survive_every_aggregator_every_day(case):
+    ATTACK_CHECKS["survives_every_aggregator"](case)
 
 
 @pytest.mark.parametrize("case", [Gaussian(std=0.0)], ids=ident)

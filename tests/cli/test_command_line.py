@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -116,21 +118,19 @@ def test_the_ui_takes_no_address_of_a_database_as_an_argument(
     secret = "postgresql://fl:s3cr3t@db/mlflow"
     started: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(arguments: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    class Server:
+        def wait(self) -> int:
+            return 0
+
+    @contextmanager
+    def start(arguments: list[str], env: dict[str, str], **_: object) -> Iterator[Server]:
         started.append((arguments, env))
-        return subprocess.CompletedProcess(arguments, 0)
-
-    class Dashboard:
-        def __init__(self, arguments: list[str], env: dict[str, str], **_: object):
-            started.append((arguments, env))
-
-        def terminate(self) -> None: ...
+        yield Server()
 
     monkeypatch.setattr("fl_lightning.cli._browser.tracking.opened_uri", lambda: secret)
     monkeypatch.setattr("fl_lightning.cli._browser.studies_url", lambda: secret)
     monkeypatch.setattr("fl_lightning.cli._browser.find_spec", lambda name: True)
-    monkeypatch.setattr("fl_lightning.cli._browser.subprocess.run", start)
-    monkeypatch.setattr("fl_lightning.cli._browser.subprocess.Popen", Dashboard)
+    monkeypatch.setattr("fl_lightning.cli._browser.tied", start)
     assert ui("0.0.0.0", unused_port) == 0
     assert len(started) == 2
     for arguments, env in started:

@@ -83,7 +83,7 @@ def caf(updates_CD: Tensor, n_byzantine: int) -> Tensor:
 
     Example:
         >>> caf(torch.tensor([[0.0], [1.0], [2.0], [99.0]]), 1)
-        tensor([1.])
+        tensor([1.0068])
     """
     geometry = Geometry(updates_CD)
     return geometry.weighted_sum(caf_shares(geometry.squared_distances, n_byzantine).shares)

@@ -33,6 +33,7 @@ def cge(updates_CD: Tensor, n_byzantine: int) -> Tensor:
         ValueError: C <= 2f.
 
     Example:
+        >>> import torch
         >>> cge(torch.tensor([[1.0], [2.0], [-9.0]]), 1)
         tensor([1.5000])
     """

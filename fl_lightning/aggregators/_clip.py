@@ -27,6 +27,7 @@ def clipped_rows(updates_CD: Tensor, max_norm: float) -> Tensor:
         `[C, D]` in the dtype of the updates.
 
     Example:
+        >>> import torch
         >>> clipped_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])

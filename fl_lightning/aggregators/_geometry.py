@@ -354,8 +354,8 @@ class Geometry:
 
     Example:
         >>> geometry = Geometry(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-        >>> geometry.norms.tolist(), geometry.scale(torch.tensor([0.2, 1.0])).norms.tolist()
-        ([5.0, 1.0], [1.0, 1.0])
+        >>> geometry.norms.tolist(), geometry.scale(torch.tensor([0.5, 1.0])).norms.tolist()
+        ([5.0, 1.0], [2.5, 1.0])
     """
 
     def __init__(self, updates_CD: Tensor, trained: int | None = None, *, products_follow: bool = False):

@@ -37,6 +37,7 @@ def monna(updates_CD: Tensor, n_byzantine: int, trusted_D: Tensor) -> Tensor:
         ValueError: C <= 2f.
 
     Example:
+        >>> import torch
         >>> monna(torch.tensor([[1.0], [2.0], [-9.0]]), 1, torch.tensor([2.0]))
         tensor([1.5000])
     """

@@ -69,7 +69,7 @@ def meaning(metric: str) -> str | None:
         'share of clean test samples that the global model classifies rightly'
         >>> meaning("defense/clip/false_alarm_rate")
         'share of the benign rows that this defense removed'
-        >>> meaning("global/acuracy") is None
+        >>> meaning("globl/accuracy") is None
         True
     """
     if metric in GLOSSARY:

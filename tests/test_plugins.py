@@ -22,6 +22,7 @@ from fl_lightning.runs import run_campaign
 
 ACME = '''
 from typing import ClassVar
+import torch
 from lightning.pytorch import Callback
 from fl_lightning import Aggregate, Aggregator, component
 
@@ -31,7 +32,7 @@ class Ours(Aggregator):
     name: ClassVar[str] = "ours"
     row: int = 0
     def aggregate(self, updates_CD, weights_C):
-        return Aggregate(updates_CD[self.row], None)
+        return Aggregate(updates_CD[self.row], torch.ones(len(updates_CD), dtype=torch.bool))
 
 class Nameless(Aggregator):
     """No name."""
@@ -162,7 +163,7 @@ def test_instances_are_accepted_and_written_as_module_and_class():
         name: ClassVar[str] = "last"
 
         def aggregate(self, updates_CD: torch.Tensor, weights_C: torch.Tensor | None) -> Aggregate:
-            return Aggregate(updates_CD[-1], None)
+            return Aggregate(updates_CD[-1], torch.ones(len(updates_CD), dtype=torch.bool))
 
     experiment = load({"data": "digits", "aggregator": Last()})
     assert experiment.to_dict()["aggregator"] == {"name": name_of(Last)}
@@ -191,7 +192,7 @@ def test_the_users_configurations_are_searched_first(tmp_path: Path, monkeypatch
     assert load("ours", ["aggregator=mean"]).aggregator.name == "trimmed_mean"
     assert load("ours").client.batch_size == 7
     assert {"ours", "digits"} <= set(experiment_names())
-    with pytest.raises(ConfigError, match=r"broken.yaml: is not YAML"):
+    with pytest.raises(ConfigError, match=r"broken.yaml is not YAML"):
         load("ours", ["data=broken"])
     (tmp_path / "own").rename(tmp_path / "configs")
     monkeypatch.delenv("FL_LIGHTNING_CONFIGS")

@@ -51,7 +51,7 @@ from fl_lightning.attacks._optimal_ipm import OptimalIpm
 from fl_lightning.attacks._patterns import PATTERNS, Bars, Blend, Checker, Patch, Pattern, Sinus, Warp
 from fl_lightning.attacks._perturbation import half_flipped, perturbation
 from fl_lightning.attacks._pga import Pga
-from fl_lightning.attacks._poisonedfl import PoisonedFL, poisonedfl
+from fl_lightning.attacks._poisonedfl import Poisonedfl, poisonedfl
 from fl_lightning.attacks._projected import projected
 from fl_lightning.attacks._ray import ray, rays
 from fl_lightning.attacks._rop import Rop, rop
@@ -87,7 +87,7 @@ REGISTRIES = {
             OptimalIpm,
             MinSum,
             Mimic,
-            PoisonedFL,
+            Poisonedfl,
             Mpaf,
             Rop,
             Hidra,
@@ -157,7 +157,7 @@ __all__ = [
     "Pattern",
     "Pga",
     "Poisoned",
-    "PoisonedFL",
+    "Poisonedfl",
     "Rop",
     "Semantic",
     "Services",

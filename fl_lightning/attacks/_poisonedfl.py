@@ -57,7 +57,7 @@ def least_agreement(moved: int, level: float = 0.99) -> int:
 
 
 @component
-class PoisonedFL(Crafted):
+class Poisonedfl(Crafted):
     """PoisonedFL: all malicious clients push along secret random signs, the same in every round, without data or knowledge.
 
     What a defense takes off in one round, the next ones add up again. The factor shrinks where the model has not followed.

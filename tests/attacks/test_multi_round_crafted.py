@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from fl_lightning.attacks import Mimic, PoisonedFL, follow_spread, poisonedfl
+from fl_lightning.attacks import Mimic, Poisonedfl, follow_spread, poisonedfl
 from fl_lightning.attacks._poisonedfl import least_agreement
 from fl_lightning.config import load
 from fl_lightning.federation import Federation
@@ -169,7 +169,7 @@ def test_where_the_server_does_not_follow_the_factor_shrinks_to_the_floor():
 
 
 def test_the_signs_are_drawn_once_a_run():
-    first = play(PoisonedFL())
+    first = play(Poisonedfl())
     assert set(first.state["signs_P"].tolist()) == {-1, 1}
     assert not first.submitted_CD[first.malicious_C].any()
-    assert torch.equal(play(PoisonedFL(), before=first).state["signs_P"], first.state["signs_P"])
+    assert torch.equal(play(Poisonedfl(), before=first).state["signs_P"], first.state["signs_P"])

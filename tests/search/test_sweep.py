@@ -271,11 +271,11 @@ def test_a_search_over_attacks_draws_only_what_the_drawn_attack_has(tiny):
 
     def ask(name: str, span: Any) -> Any:
         asked.append(name)
-        return "sign_flip" if name == "attack" else 2.5
+        return {"attack": "sign_flip", "sign_flip.of": "mean"}.get(name, 2.5)
 
     drawn = changes(search_space(experiment), ask)
-    assert asked == ["attack", "sign_flip.scale"]
-    assert drawn == {"attack": "sign_flip", "attack.scale": 2.5}
+    assert asked == ["attack", "sign_flip.scale", "sign_flip.of"]
+    assert drawn == {"attack": "sign_flip", "attack.scale": 2.5, "attack.of": "mean"}
     changed = experiment.override(drawn)
     assert changed.attack.name == "sign_flip"  # type: ignore[union-attr]
     assert changed.attack.scale == 2.5  # type: ignore[union-attr]

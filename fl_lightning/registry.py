@@ -223,18 +223,25 @@ class Registry:
 
     Args:
         slot: name of the slot, as configurations write it.
-        base: what every class of the slot derives from.
-        shipped: the classes shipped with the project; a mapping where they do not carry their names.
+        base: what every class of the slot derives from; `module:Class` where its import takes long.
+        shipped: the classes shipped with the project; a mapping where they do not carry their names, or are `module:Class`.
     """
 
-    def __init__(self, slot: str, base: type, shipped: Iterable[type[Component]] | Mapping[str, type]):
+    def __init__(
+        self, slot: str, base: type | str, shipped: Iterable[type[Component]] | Mapping[str, type] | Mapping[str, str]
+    ):
         self.slot = slot
-        self.base = base
+        self._base = base
         self._shipped: dict[str, Any] = (
             dict(shipped) if isinstance(shipped, Mapping) else {cls.name: cls for cls in shipped}
         )
         self._local: dict[str, type] = {}
-        _NAMES.update({cls: name for name, cls in self._shipped.items()})
+        _NAMES.update({cls: name for name, cls in self._shipped.items() if isinstance(cls, type)})
+
+    @property
+    def base(self) -> Any:
+        """What every class of the slot derives from."""
+        return _imported(self._base) if isinstance(self._base, str) else self._base
 
     def names(self) -> list[str]:
         """All names, sorted; those of plug-ins before anything of them is imported."""
@@ -247,7 +254,11 @@ class Registry:
             rivals = " and by ".join(shipped + [distribution_of(entry) for entry in offered])
             raise PluginError(f"{self.slot} {name!r} is defined by {rivals}: uninstall one, or use module:Class")
         if shipped:
-            return cast(type, self._shipped[name])
+            cls = self._shipped[name]
+            if isinstance(cls, str):
+                cls = self._shipped[name] = _imported(cls)
+                _NAMES[cls] = name
+            return cast(type, cls)
         if offered:
             return self._load(offered[0])
         if ":" in name:
@@ -338,15 +349,19 @@ def import_class(path: str) -> Any:
         )
     try:
         try:
-            module = importlib.import_module(module_name)
+            return _imported(path)
         except ModuleNotFoundError:
             if "" in sys.path or os.getcwd() in sys.path:
                 raise
             sys.path.append(os.getcwd())
-            module = importlib.import_module(module_name)
-        return attrgetter(qualified)(module)
+            return _imported(path)
     except Exception as error:  # whatever a foreign module raises while it is imported
         raise PluginError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _imported(path: str) -> Any:
+    module_name, _, qualified = path.partition(":")
+    return attrgetter(qualified)(importlib.import_module(module_name))
 
 
 def parts(value: Any) -> Iterator[type]:

@@ -10,23 +10,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning import callbacks
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing, as_probabilities, certain, rehearsed
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import NormBall
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot, component
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
+
     from fl_lightning.config import Experiment
 
 Start = Literal["global", "foreseen"]
@@ -111,7 +112,7 @@ def backdoored(
     view: View,
     poison_fraction: float,
     client: Client,
-    callbacks: Callable[[], list[Callback]] = list,
+    callbacks: "Callable[[], list[Callback]]" = list,
     start: Start = "global",
     rehearsal: int = 0,
     dirty: Callable[[Samples], Samples] | None = None,
@@ -213,16 +214,16 @@ class BackdoorTraining(Rehearsing):
         """The factor in this round."""
         return self.boost or replacing_boost(view)
 
-    def callbacks(self, view: View, *more: Callable[[], Callback]) -> Callable[[], list[Callback]]:
+    def callbacks(self, view: View, *more: "Callable[[], Callback]") -> "Callable[[], list[Callback]]":
         """Makes what constrains local training: what an attack adds, then the ball."""
         makers = list(more)
         if self.radius:
             radius = self.radius / self.boost_in(view)
-            makers.append(lambda: NormBall(radius, self.projection, self.project_every))
+            makers.append(lambda: callbacks.NormBall(radius, self.projection, self.project_every))
         return lambda: [make() for make in makers]
 
     def trained(
-        self, view: View, *more: Callable[[], Callback], dirty: Callable[[Samples], Samples] | None = None
+        self, view: View, *more: "Callable[[], Callback]", dirty: Callable[[Samples], Samples] | None = None
     ) -> Tensor:
         """`[M, D]` what the attackers have learnt from clean and dirty samples, before any boost."""
         client = attacker_client(view.client, self.epochs, self.lr_factor)

@@ -10,8 +10,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from fl_lightning.attacks._base import Poisoned
@@ -37,6 +35,9 @@ def angles(rows_HD: Tensor) -> Tensor:
 
 def two_clusters(angles_HH: Tensor) -> Tensor:
     """`[H]` bool: the larger of two single-linkage clusters; of equally large ones that of the first row."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
     tree = linkage(squareform(angles_HH.numpy(), checks=False), method="single")
     labels_H = torch.from_numpy(fcluster(tree, 2, criterion="maxclust"))
     first_H = labels_H == labels_H[0]

@@ -4,29 +4,27 @@ References:
     Zhou, Xu, Wu, Zheng, "Deep Model Poisoning Attack on Federated Learning", Future Internet 13(3), 2021, eqs. 2-4.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
-from torch.optim import Optimizer as TorchOptimizer
 
-from fl_lightning.attacks._adversarial_task import AdversarialTask
+from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import Start, attacker_client, backdoored, full_boost
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import HessianRegularizer, ProximalPull
-from fl_lightning.callbacks.hessian import fisher_diagonal, ggn_diagonal, hutchinson_diagonal, normalised
-from fl_lightning.clients import Optimizer
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import LOSSES, FlatNetwork
 from fl_lightning.registry import Slot, component
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 Curvature = Literal["ggn", "fisher", "hutchinson"]
 
@@ -47,6 +45,8 @@ def curvature(
     Returns:
         One entry a trained parameter.
     """
+    from fl_lightning.callbacks.hessian import fisher_diagonal, ggn_diagonal, hutchinson_diagonal, normalised
+
     named = {name: part.detach().clone() for name, part in flat.split(theta_D).items()}
     parameters = [named[name].requires_grad_() for name, _ in flat.network.named_parameters()]
     singles = [samples[torch.tensor([row], device=samples.y.device)] for row in range(len(samples))]
@@ -79,80 +79,6 @@ def benign_update(global_D: Tensor, previous_D: Tensor, server_lr: float) -> Ten
     Corrected here: the text leaves the division out, which makes the estimate eta times too short.
     """
     return (global_D - previous_D) / server_lr
-
-
-class MainThenAdversarial(Callback):
-    r"""Eqs. 2-4 to the letter: a main step on a clean batch, then an adversarial step on a dirty one, their sums kept apart.
-
-    Main: $L_M + \rho_1 \lVert \Delta_m - \bar\Delta_{ben} \rVert$, by the Trainer's optimizer. Adversarial:
-    $L_A + \rho_2 \sum_r h_r (\Delta_p)_r^2$, by one of its own. At the end of the fit the model is set to
-    $G + \eta_1 \Delta_m + b \Delta_p$, so that what an engine takes for the update is what the attacker submits.
-
-    Args:
-        dirty: samples of the adversarial task.
-        optimizer: of the adversarial steps.
-        batch_size: dirty samples a step.
-        main_weight: eta_1.
-        boost: b, n / eta in the paper.
-        rho1: strength of the pull.
-        rho2: strength of the penalty.
-        benign_D: the estimated benign update, one entry a trained parameter.
-        curvature_D: h, likewise.
-    """
-
-    stackable = False
-
-    def __init__(
-        self,
-        dirty: Samples,
-        optimizer: Optimizer,
-        batch_size: int,
-        main_weight: float,
-        boost: float,
-        rho1: float,
-        rho2: float,
-        benign_D: Tensor,
-        curvature_D: Tensor,
-    ):
-        self.dirty = dirty
-        self.optimizer = optimizer
-        self.batch_size = batch_size
-        self.main_weight = main_weight
-        self.boost = boost
-        self.rho1 = rho1
-        self.rho2 = rho2
-        self.benign_D = benign_D
-        self.curvature_D = curvature_D
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is displaced yet."""
-        self._task = AdversarialTask(pl_module, self.dirty, self.batch_size)
-        self._own = self.optimizer.build(pl_module.parameters())
-        self._start_D = self._task.vector()
-        self._adversarial_D = torch.zeros_like(self._start_D)
-
-    @torch.no_grad()
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: TorchOptimizer) -> None:
-        """The pull of the main task."""
-        away_D = self._main_D() - self.benign_D
-        distance = away_D.norm()
-        if self.rho1 and distance > 0:
-            for parameter, part in zip(self._task.parameters, self._task.split(away_D / distance), strict=True):
-                parameter.grad.add_(part, alpha=self.rho1)  # type: ignore[union-attr]
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """The adversarial step."""
-        penalty_D = 2 * self.rho2 * self.curvature_D * self._adversarial_D
-        self._adversarial_D += self._task.step(self._own, penalty_D)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the submitted model together."""
-        self._task.load_(self._start_D + self.main_weight * self._main_D() + self.boost * self._adversarial_D)
-
-    def _main_D(self) -> Tensor:  # noqa: N802
-        return self._task.vector() - self._start_D - self._adversarial_D
 
 
 @component
@@ -213,7 +139,9 @@ class Deep(Rehearsing):
         if self.form == "printed":
             dirty = view.dirty(view.draw(self.poison_samples, view.generator("dirty")))
 
-            def printed() -> list[Callback]:
+            def printed() -> "list[Callback]":
+                from fl_lightning.attacks._adversarial_steps import MainThenAdversarial
+
                 return [
                     MainThenAdversarial(
                         dirty,
@@ -230,13 +158,13 @@ class Deep(Rehearsing):
 
             return Poisoned(view.train(view.own_samples, client, printed), metrics={"boost": boost})
 
-        def working() -> list[Callback]:
-            callbacks: list[Callback] = []
+        def working() -> "list[Callback]":
+            made: list[Callback] = []
             if self.rho1:
-                callbacks.append(ProximalPull(self.rho1, squared=False, offset=benign_D))
+                made.append(callbacks.ProximalPull(self.rho1, squared=False, offset=benign_D))
             if self.rho2:
-                callbacks.append(HessianRegularizer(self.rho2, curvature=curvature_D))
-            return callbacks
+                made.append(callbacks.HessianRegularizer(self.rho2, curvature=curvature_D))
+            return made
 
         updates_MD = backdoored(view, self.poison_fraction, client, working, self.start, self.rehearsal)
         displacement = float(updates_MD.norm(dim=1).mean())

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import ProximalPull
 from fl_lightning.defenses import State
 from fl_lightning.registry import component
 
@@ -44,5 +44,5 @@ class ModelReplacement(BackdoorTraining):
         weight = (1 - self.alpha) / self.alpha
         # ProximalPull is rho / 2 times the squared distance, or rho times the distance
         rho = 2 * weight if self.anomaly == "l2_squared" else weight
-        pull = [lambda: ProximalPull(rho, squared=self.anomaly == "l2_squared")] if rho else []
+        pull = [lambda: callbacks.ProximalPull(rho, squared=self.anomaly == "l2_squared")] if rho else []
         return self.sent(view, self.trained(view, *pull), {})

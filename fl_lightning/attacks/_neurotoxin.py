@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import Frozen
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.registry import component
@@ -70,7 +70,7 @@ class Neurotoxin(BackdoorTraining):
         if self.mask_from == "own_gradient" or not bool(moved_D.any()):
             moved_D = view.flat.gradient(view.global_D, Samples.cat(view.own_samples))[:trained]
         free_D = free_coordinates(moved_D, self.ratio, self._layers(view) if self.per_layer else None)
-        updates_MD = self.trained(view, lambda: Frozen(free_D))
+        updates_MD = self.trained(view, lambda: callbacks.Frozen(free_D))
         return self.sent(view, updates_MD, {}, protected=float((~free_D).double().mean()))
 
     def _layers(self, view: View) -> list[int]:

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import attacker_client
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import LossAscent
 from fl_lightning.data import Samples
 from fl_lightning.defenses import NormBound, State
 from fl_lightning.registry import component
@@ -68,7 +68,7 @@ class Pga(Attack):
         limit = min(STEP_NORM, client.optimizer.max_grad_norm or STEP_NORM)
         client = replace(client, optimizer=replace(client.optimizer, max_grad_norm=limit))
         samples = [self._climbed(own, bad) for own, bad in zip(view.own_samples, view.dirty_samples, strict=True)]
-        updates_MD = view.train(samples, client, lambda: [LossAscent()])
+        updates_MD = view.train(samples, client, lambda: [callbacks.LossAscent()])
         if self.average:
             updates_MD = updates_MD.mean(0).expand_as(updates_MD)
         radius = self._radius(view)

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from scipy.stats import binom
 from torch import Tensor
 
 from fl_lightning.attacks._base import Poisoned
@@ -53,6 +52,8 @@ def least_agreement(moved: int, level: float = 0.99) -> int:
         >>> [least_agreement(moved) for moved in (100, 1000, 139960, 1204682)]
         [62, 537, 70415, 603618]
     """
+    from scipy.stats import binom
+
     return int(binom.ppf(level, moved, 0.5))
 
 

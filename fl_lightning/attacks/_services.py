@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregate, Aggregator, Past
@@ -15,6 +15,9 @@ from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.engines import Bench, Engine, Job, LocalRound
 from fl_lightning.randomness import generator
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class Services:
         clients: Sequence[int],
         samples: Sequence[Samples],
         settings: Client,
-        callbacks: Callable[[], list[Callback]],
+        callbacks: "Callable[[], list[Callback]]",
         start_D: Tensor | None,
     ) -> Tensor:
         """Updates of malicious clients trained on samples of their choice; see `View.train`."""

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal, Never
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregate, Aggregator, Past
@@ -18,6 +17,9 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import Defense
 from fl_lightning.models import FlatNetwork
 from fl_lightning.participation import Cohort
+
+if TYPE_CHECKING:  # Lightning takes seconds, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 Knowledge = Literal["none", "partial", "full"]
 LEVELS: tuple[Knowledge, ...] = ("none", "partial", "full")
@@ -264,7 +266,7 @@ class View:
         self,
         samples: Sequence[Samples],
         client: Client | None = None,
-        callbacks: Callable[[], list[Callback]] = list,
+        callbacks: "Callable[[], list[Callback]]" = list,
         start_D: Tensor | None = None,
     ) -> Tensor:
         """Train the malicious clients on samples of their choice, through the engine of the federation.

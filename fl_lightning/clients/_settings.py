@@ -3,23 +3,27 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
-from fl_lightning.callbacks import CALLBACKS
+from fl_lightning.callbacks import NAMES
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.registry import Registry, Settings, Slot
 
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
+
 REGISTRIES = {
     "optimizer": Registry("optimizer", Optimizer, [Sgd, Adam]),
-    "callback": Registry("callback", Callback, CALLBACKS),
+    "callback": Registry(
+        "callback", "lightning.pytorch:Callback", {name: f"fl_lightning.callbacks:{cls}" for name, cls in NAMES.items()}
+    ),
 }
 
 
@@ -43,7 +47,7 @@ class CallbackConfig:
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
 
-    def build(self) -> Callback:
+    def build(self) -> "Callback":
         """A fresh callback."""
         callback: Callback = self.cls(**self.options)
         return callback
@@ -64,7 +68,7 @@ class CallbackConfig:
             return value
         if isinstance(value, str):
             return cls(value)
-        if isinstance(value, Callback):
+        if isinstance(value, REGISTRIES["callback"].base):
             raise ConfigError(f"every client needs its own callback: give {{name: 'module:Class', ...}}, got {value!r}")
         if not isinstance(value, Mapping) or "name" not in value:
             raise ConfigError(f"expected a name or a mapping with the key 'name', got {value!r}")
@@ -134,6 +138,8 @@ def check_loop(client: Client, network: nn.Module) -> None:
     Raises:
         ConfigError: loop and network do not fit each other.
     """
+    from lightning.pytorch import LightningModule
+
     module = next((part for part in network.modules() if isinstance(part, LightningModule)), None)
     if module is not None and client.loop == "federation":
         raise ConfigError(

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from scipy.special import betainc
 from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, geometry_of, population_of
@@ -98,6 +97,8 @@ def blocked(good_N: Tensor, bad_N: Tensor, bound: float = 0.95) -> Tensor:
         >>> blocked(torch.tensor([3.0, 3.0]), torch.tensor([8.0, 9.0]))
         tensor([False,  True])
     """
+    from scipy.special import betainc
+
     return torch.from_numpy(betainc(good_N.double().cpu().numpy(), bad_N.double().cpu().numpy(), 0.5)) > bound
 
 

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
@@ -37,6 +36,8 @@ def larger_of_two(distances_CC: Tensor) -> Tensor:
     distances_CC = distances_CC.double().cpu()
     if len(distances_CC) < TOO_FEW:
         return torch.ones(len(distances_CC), dtype=torch.bool)
+    from sklearn.cluster import AgglomerativeClustering
+
     model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="average")
     first_C = torch.from_numpy(model.fit_predict(distances_CC.numpy()) == 0)
     first_C = first_C if bool(first_C[0]) else ~first_C

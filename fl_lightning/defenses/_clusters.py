@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 STARTS, ITERATIONS = 10, 15  # of k-means
@@ -21,6 +20,8 @@ def hdbscan(distances_CC: Tensor, smallest: int) -> Tensor:
         distances_CC: `[C, C]` symmetric, clipped at 0 here.
         smallest: fewest rows of a cluster, at least 2.
     """
+    from sklearn.cluster import HDBSCAN
+
     distances = distances_CC.detach().cpu().double().clamp(min=0).fill_diagonal_(0).numpy()
     if distances.max() <= 1e-12:  # nothing tells the rows apart; HDBSCAN would call them noise
         return torch.zeros(len(distances), dtype=torch.int64)

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.fft import dct, dctn
 from torch import Tensor
 
 from fl_lightning.aggregators import Geometry
@@ -28,6 +27,8 @@ def low_frequencies(rows_CD: Tensor, low: float = 0.5) -> Tensor:
         >>> low_frequencies(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), low=0.25).round()
         tensor([[2.]], dtype=torch.float64)
     """
+    from scipy.fft import dct
+
     spectrum = dct(rows_CD.double().cpu().numpy(), type=2, norm="ortho", axis=1)
     return torch.from_numpy(spectrum[:, : max(1, int(low * rows_CD.shape[1] + 1e-9))].copy())
 
@@ -40,6 +41,8 @@ def low_frequencies_of_tensors(rows_CD: Tensor, shapes: Sequence[tuple[int, ...]
         shapes: of the tensors; from three dimensions on, the first stays and the others are one.
         low: 1/2 in the paper.
     """
+    from scipy.fft import dctn
+
     parts, start = [], 0
     for shape in shapes:
         size = int(np.prod(shape))

@@ -10,7 +10,6 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.cluster import MeanShift, estimate_bandwidth
 from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
@@ -45,6 +44,8 @@ def largest_cluster(features_CF: Tensor, quantile: float = 0.5) -> Tensor:
         features_CF: `[C, F]`.
         quantile: of the distances, for the bandwidth.
     """
+    from sklearn.cluster import MeanShift, estimate_bandwidth
+
     points = features_CF.double().cpu().numpy()
     bandwidth = estimate_bandwidth(points, quantile=quantile) if len(points) > 1 else 0.0
     if bandwidth <= 1e-12:

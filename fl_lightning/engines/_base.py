@@ -3,10 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from fl_lightning.clients import Client, batch_plan
@@ -15,6 +14,9 @@ from fl_lightning.engines._trainer import SharedTrainer
 from fl_lightning.models import FlatNetwork
 from fl_lightning.randomness import generator
 from fl_lightning.registry import Component
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 
 class Job(NamedTuple):
@@ -68,7 +70,7 @@ class LocalRound:
     jobs: Sequence[Job]
     client: Client
     round: int
-    callbacks: Callable[[], list[Callback]] = list
+    callbacks: "Callable[[], list[Callback]]" = list
 
 
 class Engine(Component, ABC):

@@ -1,16 +1,20 @@
 """Whether clients can train in lock step, tried out instead of guessed from the names of layers."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
-from fl_lightning.clients import Client, ClientCohort, ClientModule, LockStep, Sgd
+from fl_lightning import clients
+from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Job, LocalRound
 from fl_lightning.engines._keyed import keyed_randomness
 from fl_lightning.engines._sequential import Steps
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 ROWS = 8
 """Samples of the larger of the two batches that are tried."""
@@ -18,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Largest difference of two updates, relative to the largest entry: what another order of additions makes of two steps."""
 
 
-def unstackable(bench: Bench, local: LocalRound, callbacks: Sequence[Callback]) -> str | None:
+def unstackable(bench: Bench, local: LocalRound, callbacks: "Sequence[Callback]") -> str | None:
     """Why clients cannot train in lock step, or None.
 
     What is known beforehand is said at once. The rest is tried, once for a federation and a way of training: two steps of two
@@ -87,7 +91,7 @@ def _optimizer(client: Client) -> Sgd:
 def _alone(bench: Bench, local: LocalRound, job: Job, plan: list[Tensor]) -> Tensor:
     bench.flat.load_(local.start_D)
     watching = local.callbacks()
-    module = ClientModule(
+    module = clients.ClientModule(
         bench.flat, _optimizer(local.client), bench.generator(job, local.round), watched=bool(watching)
     )
     bench.trainer.fit(module, Steps(job.samples, plan), watching)
@@ -101,8 +105,8 @@ def _stacked(bench: Bench, local: LocalRound, jobs: Sequence[Job], plans: list[l
         samples = Samples.cat([samples, jobs[1].samples])
     watching = local.callbacks()
     generators = [bench.generator(job, local.round) for job in jobs]
-    batches = LockStep(samples, plans, local.start_D.dtype)
-    cohort = ClientCohort(
+    batches = clients.LockStep(samples, plans, local.start_D.dtype)
+    cohort = clients.ClientCohort(
         bench.flat, _optimizer(local.client), generators, local.start_D, batches, watched=bool(watching)
     )
     bench.trainer.fit(cohort, batches, watching)

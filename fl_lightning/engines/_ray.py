@@ -10,11 +10,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -27,6 +26,9 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork
 from fl_lightning.parallel import _ray as cluster
 from fl_lightning.registry import Slot, component
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback
 
 PATIENCE_SECONDS = 300.0
 """How long a round waits for a cluster that offers no worker at all."""

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl_lightning.clients import ClientModule, batch_plan
+from fl_lightning import clients
+from fl_lightning.clients import batch_plan
 from fl_lightning.data import Inputs, Samples, gathered
 from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._keyed import keyed_randomness
@@ -78,7 +79,7 @@ class Sequential(Engine):
 def fit_client(bench: Bench, local: LocalRound, job: Job) -> None:
     """Train the shared network on a client's samples by the federation's own loop."""
     watching, optimizer = local.callbacks(), local.client.optimizer.at(local.round)
-    module = ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
+    module = clients.ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
     bench.trainer.fit(module, Steps(job.samples, bench.plan(job, local.client, local.round)), watching)
 
 

@@ -5,15 +5,16 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import Settings
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import Callback, LightningModule
 
 PRECISIONS: dict[Any, tuple[Any, torch.dtype]] = {
     32: ("32-true", torch.float32),
@@ -81,6 +82,9 @@ class SharedTrainer:
     """
 
     def __init__(self, settings: TrainerSettings):
+        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning.pytorch import Trainer
+
         for name in ("lightning.pytorch", "pytorch_lightning"):
             logging.getLogger(name).setLevel(logging.WARNING)  # else every fit says that it stopped at max_epochs
         _check_accelerator(settings.accelerator)
@@ -116,9 +120,9 @@ class SharedTrainer:
 
     def fit(
         self,
-        module: LightningModule,
+        module: "LightningModule",
         batches: Batches,
-        callbacks: list[Callback],
+        callbacks: "list[Callback]",
         epochs: int = 1,
     ) -> None:
         """Train a module on ready batches.
@@ -148,7 +152,7 @@ class SharedTrainer:
         if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
             self.reports.append(report)
 
-    def _fit(self, module: LightningModule, lent: _Lent) -> None:
+    def _fit(self, module: "LightningModule", lent: _Lent) -> None:
         """Lightning answers Ctrl-C by leaving the program, and deaf to further ones; here it stays Ctrl-C."""
         before = signal.getsignal(signal.SIGINT)
         try:

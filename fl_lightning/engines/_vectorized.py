@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from fl_lightning.clients import Client, ClientCohort, LockStep, loops_over_clients
+from fl_lightning import clients
+from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._probe import unstackable
@@ -53,9 +54,9 @@ class Vectorized(Engine):
         updates_CD = start_D.new_empty(len(jobs), len(start_D))
         for chunk, rows_cD in zip(*self._chunks(order, updates_CD, bench.flat, jobs, client), strict=True):
             samples, chunk_plans = _common([jobs[i] for i in chunk], [plans[i] for i in chunk])
-            batches = LockStep(samples, chunk_plans, start_D.dtype)
+            batches = clients.LockStep(samples, chunk_plans, start_D.dtype)
             generators = [bench.generator(jobs[i], local.round) for i in chunk]
-            cohort = ClientCohort(
+            cohort = clients.ClientCohort(
                 bench.flat, client.optimizer.at(local.round), generators, start_D, batches, watched=bool(watching)
             )
             bench.trainer.fit(cohort, batches, local.callbacks())
@@ -82,7 +83,7 @@ class Vectorized(Engine):
 def clients_that_fit(flat: FlatNetwork, samples: Samples, batch_size: int) -> int:
     """How many clients train at once within the budget that `Vectorized` states."""
     device, item = samples.x.device, next(flat.network.parameters()).element_size()
-    if loops_over_clients(flat.network, device):
+    if clients.loops_over_clients(flat.network, device):
         return CPU_CONVOLUTIONS
     budget = torch.cuda.mem_get_info(device)[0] * GPU_SHARE if device.type == "cuda" else CPU_BUDGET
     # parameters, gradients, two states of the optimizer, rows of clients that stopped early

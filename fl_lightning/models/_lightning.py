@@ -1,10 +1,9 @@
 """A LightningModule of the user's own as the client's model."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -12,6 +11,9 @@ from fl_lightning.data import Inputs, Samples
 from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Model
 from fl_lightning.registry import import_class
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
+    from lightning.pytorch import LightningModule
 
 __all__ = ["Lightning", "UserModule"]
 
@@ -26,7 +28,7 @@ class UserModule(nn.Module):
         target: the key of the targets in such a dictionary.
     """
 
-    def __init__(self, module: LightningModule, inputs: Mapping[str, str] | None, batch: str, target: str):
+    def __init__(self, module: "LightningModule", inputs: Mapping[str, str] | None, batch: str, target: str):
         super().__init__()
         self.module = module
         self.inputs = None if inputs is None else dict(inputs)
@@ -81,6 +83,8 @@ class Lightning(Model):
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The user's module, made of `args`; raises ConfigError where it cannot be made."""
+        from lightning.pytorch import LightningModule
+
         made = import_class(self.module)
         if not (isinstance(made, type) and issubclass(made, LightningModule)):
             raise ConfigError(f"{self.module} is no LightningModule", "module")

@@ -1,4 +1,4 @@
-"""Which client holds how much of what, counted and drawn."""
+"""Which client holds how much of what, drawn."""
 
 from collections.abc import Sequence
 
@@ -9,30 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-__all__ = ["label_counts", "plot"]
+from fl_lightning.partition._label_counts import label_counts
+
+__all__ = ["plot"]
 
 BLUE, GREY = "#2f6b9a", "#6b7280"
-
-
-def label_counts(assignment: Sequence[Tensor], y: Tensor, classes: int) -> Tensor:
-    """How many samples of each class every client holds.
-
-    Args:
-        assignment: for each client its indices into `y`.
-        y: `[n_train]` int64 labels in 0 ... K - 1.
-        classes: number of classes K.
-
-    Returns:
-        int64 `[clients, K]`.
-
-    Example:
-        >>> label_counts([torch.tensor([0, 1]), torch.tensor([2])], torch.tensor([1, 1, 0]), classes=2).tolist()
-        [[0, 2], [1, 0]]
-    """
-    sizes = torch.tensor([len(part) for part in assignment])
-    owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-    cells = owner * classes + y.cpu()[torch.cat(list(assignment))]
-    return torch.bincount(cells, minlength=len(sizes) * classes).reshape(len(sizes), classes)
 
 
 def plot(assignment: Sequence[Tensor], y: Tensor, classes: int) -> Figure:

@@ -1,10 +1,13 @@
 """Models of a run: logged in MLflow's format and as safetensors."""
 
+import sys
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import mlflow.pytorch
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
@@ -16,6 +19,31 @@ from fl_lightning.federation import Federation
 
 ROUNDS = "rounds"
 """Where a run keeps the models of single rounds."""
+
+
+AUTOLOGGING = "mlflow.pytorch._lightning_autolog"
+
+
+def mlflow_pytorch() -> ModuleType:
+    """`mlflow.pytorch` without its automatic logging of `pytorch_lightning`: a second Lightning, which takes seconds.
+
+    Who asks MLflow for automatic logging gets it all the same: then MLflow imports it itself.
+    """
+    if "mlflow.pytorch" in sys.modules or AUTOLOGGING in sys.modules:
+        return import_module("mlflow.pytorch")
+    sys.modules[AUTOLOGGING] = None  # type: ignore[assignment] # what Python takes for "cannot be imported"
+    try:
+        module = import_module("mlflow.pytorch")
+    finally:
+        del sys.modules[AUTOLOGGING]
+
+    def missing(name: str) -> Any:
+        if name == "MlflowModelCheckpointCallback":
+            return getattr(import_module(AUTOLOGGING), name)
+        raise AttributeError(f"module 'mlflow.pytorch' has no attribute {name!r}")
+
+    vars(module).setdefault("__getattr__", missing)
+    return module
 
 
 def kept_rounds(store: MlflowClient, run_id: str) -> dict[int, dict[str, torch.Tensor]]:
@@ -56,7 +84,7 @@ def log_model(
         weights, model = Path(folder) / f"{name}.safetensors", Path(folder) / "model"
         # Not mlflow.pytorch.log_model: that goes through MLflow's current run, server and experiment, which are the user's.
         logged = store.create_logged_model(store.get_run(run_id).info.experiment_id, name, run_id, tags)
-        mlflow.pytorch.save_model(
+        mlflow_pytorch().save_model(
             network.cpu(),
             str(model),
             mlflow_model=Model(

@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from fl_lightning.attacks import AlternatingMinimization, Deep, ModelReplacement, TargetSamples
-from fl_lightning.attacks._adversarial_task import AdversarialTask, endless
 from fl_lightning.attacks._adversarial_steps import BoostedSteps, JointGradient, MainThenAdversarial, row_sum
+from fl_lightning.attacks._adversarial_task import AdversarialTask, endless
 from fl_lightning.attacks._backdoor_training import boosted, start_model
 from fl_lightning.attacks._deep import benign_update, curvature
 from fl_lightning.callbacks import ProximalPull

@@ -58,6 +58,7 @@ from fl_lightning.attacks._rop import Rop, rop
 from fl_lightning.attacks._services import Services
 from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
+from fl_lightning.attacks._three_dfed import ThreeDFed
 from fl_lightning.attacks._three_dfed_adapt import adapt, feedback
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
@@ -102,6 +103,7 @@ REGISTRIES = {
             A3fl,
             Iba,
             Chameleon,
+            ThreeDFed,
         ],
     ),
     "objective": Registry("objective", Objective, OBJECTIVES),
@@ -165,6 +167,7 @@ __all__ = [
     "SignFlip",
     "Sinus",
     "TargetSamples",
+    "ThreeDFed",
     "TokenTrigger",
     "Trigger",
     "Tunable",

@@ -35,6 +35,9 @@ HALFWAY = 0.5
 WIDEST = 0.3
 """Largest margin: at the benign mean the crafted score is about 0.7 of the lowest benign one, so that more leaves nothing."""
 
+NARROWEST = -0.5
+"""Smallest margin: a crafted row may look half as bad again as the best guessed one."""
+
 
 @component
 class Cmp(Attack):
@@ -60,7 +63,11 @@ class Cmp(Attack):
         margin: share of the lowest benign score by which the constraint is tightened, in the first round where it is fed back;
             None: 0 where the rehearsal is exact, 0.05 for the simplified constraint, 0.03 for guessed benign clients. One
             rejected round is dear: the honest clients recover together, which draws Krum to them in the next ones, too.
-        relax: with partial knowledge, factor on the margin after a round in which the server adopted the crafted model.
+        relax: with partial knowledge, factor on a positive margin after a round in which the server adopted the crafted
+            model.
+        loosen: with partial knowledge, subtracted from the margin after such a round. The margin may become negative: guessed
+            benign clients can look better than the real ones, so that without it an attacker stays timid who is selected in every
+            round. With it about a share loosen / (loosen + tighten) of the rounds is refused.
         tighten: with partial knowledge, added to the margin after a round in which it did not. The paper feeds back without
             knowledge only; the broadcast models, from which it is seen, are known here as well.
         eta: first step size against Krum.
@@ -95,6 +102,7 @@ class Cmp(Attack):
     proxies: Annotated[Literal["repeat", "scaled"], Choice(("repeat", "scaled"))] = "repeat"
     margin: Annotated[float | None, Tunable(0, 0.2)] = Field(default=None, ge=0, lt=1)
     relax: Annotated[float, Tunable(0.9, 1)] = Field(default=0.97, gt=0, le=1)
+    loosen: Annotated[float, Tunable(0, 0.05)] = Field(default=0.005, ge=0, lt=1)
     tighten: Annotated[float, Tunable(0, 0.1)] = Field(default=0.05, ge=0, lt=1)
     eta: Annotated[float, Tunable(0.05, 5, log=True)] = Field(default=1.0, gt=0)
     decay: Annotated[float, Tunable(0.2, 0.9)] = Field(default=0.5, gt=0, lt=1)
@@ -189,7 +197,10 @@ class Cmp(Attack):
         if exact or state.get("round") != view.round - 1:
             return margin, {}
         hit = adopted(state["uploaded_D"], view.previous_D, view.global_D, HALFWAY, self.eps)
-        return (self.relax * margin if hit else min(margin + self.tighten, WIDEST)), {"hit": float(hit)}
+        if not hit:
+            return min(margin + self.tighten, WIDEST), {"hit": 0.0}
+        relaxed = self.relax * margin if margin > 0 else margin
+        return max(relaxed - self.loosen, NARROWEST), {"hit": 1.0}
 
     def _rehearsal(self, view: View, rule: KrumLike, offsets_MD: Tensor) -> Rehearsal:
         """The server's Krum over all clients, the unseen ones guessed."""

@@ -80,6 +80,10 @@ CANONICAL: dict[str, list[dict]] = {
     ],
     "iba": [{"generator_epochs": 2, "generator_lr": 0.01, "radius": 0.5}],
     "chameleon": [{"contrastive_epochs": 2}, {"contrastive_epochs": 2, "radius": 0.2, "boost": 2.0}],
+    "three_dfed": [
+        {},
+        {"radius": 0.3, "boost": 2.0, "neurons": 9, "objective": {"name": "trigger", "mode": "all_to_all"}},
+    ],
     "min_max": [{"knowledge": "full"}, {"perturbation": "std", "flip_half": True, "spread": 0.1}],
     "min_sum": [{"knowledge": "full"}, {"perturbation": "sign", "bound": "min", "gamma": 2.0}],
     "agr_tailored": [

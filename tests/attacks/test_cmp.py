@@ -285,6 +285,7 @@ def test_full_knowledge_is_always_selected_by_krum(squared):
         ({"knowledge": "partial"}, 0.03),
         ({"knowledge": "partial", "constraint": "simplified"}, 0.05),
         ({"knowledge": "partial", "margin": 0.0, "relax": 1.0, "tighten": 0.02}, 0.0),
+        ({"knowledge": "partial", "loosen": 0.2}, 0.03),
     ],
 )
 def test_the_margin_follows_what_the_server_adopted(settings, first):
@@ -297,8 +298,12 @@ def test_the_margin_follows_what_the_server_adopted(settings, first):
         margin = before["attack/margin"]
         if settings["knowledge"] == "partial":
             assert now["attack/hit"] == (before["attack/selected"] > 0)
-            margin = margin * attack.relax if now["attack/hit"] else margin + attack.tighten
+            relaxed = max(-0.5, (attack.relax if margin > 0 else 1) * margin - attack.loosen)
+            margin = relaxed if now["attack/hit"] else margin + attack.tighten
         assert now["attack/margin"] == pytest.approx(margin)
+    if settings.get("loosen"):
+        assert min(figures["attack/margin"] for figures in history) < 0
+        assert any(not figures["attack/selected"] for figures in history), "until rows are refused now and then"
 
 
 @pytest.mark.parametrize("rule", ["multi_krum", "bulyan", "trimmed_mean", "median", "geometric_median"])

@@ -223,7 +223,8 @@ class Federation:
             network = model.network(data.shape, data.classes).to(trainer.device, trainer.dtype)
             model.check(network, data.train[:2].to(trainer.device, trainer.dtype), data.classes)
         check_loop(experiment.client, network)
-        flat = FlatNetwork(network, loss_for(model, data.task, data.classes), model.federate, model.buffers)
+        chosen = loss_for(model, data.task, data.classes, experiment.loss)
+        flat = FlatNetwork(network, chosen, model.federate, model.buffers)
         self.bench = Bench(flat, trainer, seed)
         # Attackers get a network of their own: engines leave the clients' models and gradients in the shared one.
         self.shown_flat = flat.like(deepcopy(network))
@@ -370,6 +371,7 @@ class Federation:
             experiment.client,
             self.state.round,
             lambda: [config.build() for config in callbacks.values()],
+            experiment.planned_rounds,
         )
         updates_CD = experiment.engine.train(self.bench, local)
         equal = experiment.server.weights == "equal"
@@ -450,6 +452,7 @@ class Federation:
             server=partial(self.replayed, cohort),
             past=self.past(),
             weights_C=self._claimed(trained),
+            rounds=experiment.planned_rounds,
         )
         return View(
             knowledge=attack.knowledge,
@@ -508,7 +511,9 @@ class Federation:
             number = population + key_of(0, purpose) % 2**31
             job = Job(number, samples, torch.arange(len(samples), device=samples.y.device))
             client = experiment.client if steps is None else replace(experiment.client, steps=steps)
-            return experiment.engine.train(self.bench, LocalRound(global_D, [job], client, round))[0]
+            return experiment.engine.train(
+                self.bench, LocalRound(global_D, [job], client, round, rounds=experiment.planned_rounds)
+            )[0]
 
         validation = self.data.validation
 
@@ -692,7 +697,7 @@ class Federation:
                         state.previous_D,
                         before_D,
                         [job.samples[step] for step in plan],
-                        experiment.client.optimizer.at(state.round).lr,
+                        experiment.client.optimizer_at(state.round, experiment.planned_rounds).lr,
                     )
                     for job, plan in zip(jobs, plans, strict=True)
                 ]

@@ -10,6 +10,7 @@ from fl_lightning.aggregators._base import Aggregate, Aggregator, RoundRefusedEr
 from fl_lightning.aggregators._bucketing import Bucketing, bucketing
 from fl_lightning.aggregators._bulyan import Bulyan, bulyan
 from fl_lightning.aggregators._byzantine import Auto, Byzantine, assumed
+from fl_lightning.aggregators._byzfl import Byzfl
 from fl_lightning.aggregators._caf import Caf, caf
 from fl_lightning.aggregators._centered_clipping import CenteredClipping, centered_clipping
 from fl_lightning.aggregators._cge import Cge, cge
@@ -54,7 +55,7 @@ class Aggregators(Registry):
             return value
         if isinstance(value, str):
             value = named_config(self.slot, value) or value
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or self._has_own(value):
             return super().build(value)
         rest = dict(value)
         pre = rest.pop("pre", None)
@@ -70,6 +71,11 @@ class Aggregators(Registry):
         except ValidationError as error:
             explain(error, ["rule", "pre"])
 
+    def _has_own(self, value: Mapping[Any, Any]) -> bool:
+        """Whether `pre` is a field of the rule itself."""
+        name = value.get("name")
+        return "pre" in value and isinstance(name, str) and "pre" in getattr(self[name], "__dataclass_fields__", {})
+
 
 REGISTRIES = {
     "aggregator": Aggregators(
@@ -77,6 +83,7 @@ REGISTRIES = {
         Aggregator,
         [
             Bulyan,
+            Byzfl,
             Caf,
             CenteredClipping,
             Cge,
@@ -108,6 +115,7 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "Byzantine",
+    "Byzfl",
     "Caf",
     "CenteredClipping",
     "Cge",

@@ -6,6 +6,7 @@ from fl_lightning.attacks._alie import Alie, alie, largest_z
 from fl_lightning.attacks._alternating_minimization import AlternatingMinimization
 from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._byzfl import Byzfl
 from fl_lightning.attacks._chain import Chain, chain
 from fl_lightning.attacks._chameleon import Chameleon, contrastive_loss
 from fl_lightning.attacks._cmp import Cmp
@@ -97,6 +98,7 @@ REGISTRIES = {
             Fault,
             Shuffle,
             Chain,
+            Byzfl,
             Pga,
             Neurotoxin,
             CriticalLayers,

@@ -20,7 +20,7 @@ from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.models import LOSSES, FlatNetwork
+from fl_lightning.models import FlatNetwork
 from fl_lightning.registry import Slot, component
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
@@ -61,10 +61,10 @@ def curvature(
             regression = samples.y.is_floating_point()
             diagonal = ggn_diagonal((scores(one)[0] for one in singles), parameters, shares, regression)
         elif h == "fisher":
-            losses = (LOSSES[flat.loss](scores(one), one.y)[0] for one in singles)
+            losses = (flat.sample_loss(scores(one), one.y)[0] for one in singles)
             diagonal = fisher_diagonal(losses, parameters, shares)
         else:
-            loss = LOSSES[flat.loss](scores(samples), samples.y).mean()
+            loss = flat.sample_loss(scores(samples), samples.y).mean()
             signs = [
                 [torch.randint(2, p.shape, generator=generator).mul_(2).sub_(1).to(p) for p in parameters]
                 for _ in range(probes)

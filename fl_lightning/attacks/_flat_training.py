@@ -10,7 +10,6 @@ from fl_lightning.clients import Client, Optimizer, batch_plan
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork
-from fl_lightning.models._losses import LOSSES
 
 
 def scores(flat: FlatNetwork, theta_D: Tensor, x: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def scores(flat: FlatNetwork, theta_D: Tensor, x: Tensor) -> Tensor:
 
 def mean_loss(flat: FlatNetwork, theta_D: Tensor, samples: Samples) -> Tensor:
     """Mean loss of the federation, through which gradients flow to parameters and inputs."""
-    return LOSSES[flat.loss](scores(flat, theta_D, samples.x), samples.y).mean()
+    return flat.sample_loss(scores(flat, theta_D, samples.x), samples.y).mean()
 
 
 def batches(samples: Samples, client: Client, generator: torch.Generator) -> list[Samples]:

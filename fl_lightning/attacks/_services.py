@@ -38,6 +38,7 @@ class Services:
         server: what the server would make of updates, weights, a rule (None: its own, with its defenses) and coins, on copies.
         past: what the rule may know beside the rows of the round.
         weights_C: `[C]` the sample counts that clients tell the server.
+        rounds: how many are planned.
     """
 
     bench: Bench
@@ -53,6 +54,7 @@ class Services:
     server: Callable[[Tensor, Tensor, Aggregator | None, Callable[[str], torch.Generator]], Aggregate]
     past: Past
     weights_C: Tensor
+    rounds: int | None = None
 
     def samples(self, *, malicious: bool) -> list[Samples]:
         """Copies of the training samples of each malicious, or each known benign client."""
@@ -101,7 +103,7 @@ class Services:
             for client, part in zip(clients, samples, strict=True)
         ]
         start_D = self.global_D if start_D is None else start_D
-        return self.engine.train(self.bench, LocalRound(start_D, jobs, settings, self.round, callbacks))
+        return self.engine.train(self.bench, LocalRound(start_D, jobs, settings, self.round, callbacks, self.rounds))
 
     def replay(self, updates_CD: Tensor, weights_C: Tensor | None, rule: Aggregator | None) -> Aggregate:
         """What the server would make of updates, with coins of the attack's own; see `View.replay`."""

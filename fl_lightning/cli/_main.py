@@ -81,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     skeleton = add("new", _new, "write the package of a method of your own, with its tests")
     skeleton.add_argument("kind", choices=["aggregator", "attack", "defense", "experiment"])
     skeleton.add_argument("name", metavar="NAME", help="as configurations will write it, such as shortest_mean")
+    foreign = add("import", _import, "print a configuration of ByzFL, FLPoison or BackFed as ours")
+    foreign.add_argument(
+        "file", metavar="FILE", help="JSON of ByzFL, YAML of FLPoison, or YAML of BackFed in its folder"
+    )
+    foreign.add_argument(
+        "--all", action="store_true", help="FLPoison: every listed attack and defense, not the chosen ones"
+    )
+    foreign.add_argument("--out", metavar="FILE", help="write it there")
     listing = add("list", _list, "list what a slot can hold")
     listing.add_argument("slot", nargs="?", help="experiment, attack, aggregator, ...; none: all")
     listing.add_argument(
@@ -298,6 +306,12 @@ def _cite(options: argparse.Namespace) -> int:
             raise error from None
     print(text, end="")
     return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from fl_lightning.cli._import import import_foreign
+
+    return import_foreign(options)
 
 
 def _new(options: argparse.Namespace) -> int:

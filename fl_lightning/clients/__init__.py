@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
+from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
 from fl_lightning.clients._settings import (
     REGISTRIES,
     CallbackConfig,
@@ -45,11 +46,15 @@ __all__ = [
     "ClientCohort",
     "ClientModule",
     "CohortBatch",
+    "Cosine",
     "DenseStack",
     "LocalTraining",
     "LockStep",
+    "Milestones",
     "Optimizer",
+    "Scheduler",
     "Sgd",
+    "Warmup",
     "batch_plan",
     "check_last_batches",
     "check_loop",

@@ -1,6 +1,6 @@
 """Many clients in lock step: their parameters stacked, one Lightning fit for all of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from fl_lightning.clients._dense_stack import DenseStack
 from fl_lightning.clients._module import LocalTraining
 from fl_lightning.clients._optimizers import Optimizer
 from fl_lightning.data import Samples
-from fl_lightning.models import LOSSES, FlatNetwork, KeyedDropout, sample_masks
+from fl_lightning.models import FlatNetwork, KeyedDropout, sample_masks
 
 __all__ = ["ClientCohort", "CohortBatch", "LockStep"]
 
@@ -89,6 +89,7 @@ class ClientCohort(LocalTraining):
         batches: the local steps.
         watched: see `LocalTraining`. If nobody looks on, plain gradient descent on dense layers is folded into the backward
             pass (`DenseStack`).
+        factor: see `LocalTraining`; all clients have the same number of steps then.
 
     Attributes:
         parameter_names: the names that the stacked parameters have in one client, in their order.
@@ -102,10 +103,11 @@ class ClientCohort(LocalTraining):
         global_D: Tensor,
         batches: LockStep,
         watched: bool = True,
+        factor: Callable[[int], float] | None = None,
     ):
-        super().__init__(optimizer, generators, watched)
+        super().__init__(optimizer, generators, watched, factor)
         self.flat = flat
-        self.loss = LOSSES[flat.loss]
+        self.loss = flat.sample_loss
         self.parameter_names = flat.names
         self.active = batches.active
         self.drops = any(isinstance(module, KeyedDropout) for module in flat.network.modules())
@@ -114,7 +116,9 @@ class ClientCohort(LocalTraining):
         if DenseStack.fits(flat.network) and flat.trainable == set(flat.names) == set(
             dict(flat.network.named_parameters())
         ):
-            self.dense = DenseStack(flat.network, optimizer.lr if optimizer.plain and not watched else None)
+            self.dense = DenseStack(
+                flat.network, optimizer.lr if optimizer.plain and not watched and factor is None else None
+            )
         store = _repeated if self.dense else _channels_last if self.one_by_one else _transposed
         self.stack = nn.ParameterList(store(part, self.n_stacked) for part in flat.split(global_D).values())
         for name, part in zip(flat.names, self.stack, strict=True):

@@ -1,6 +1,7 @@
 """One client's local training as a LightningModule."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fl_lightning.clients._optimizers import Optimizer
 from fl_lightning.data import Inputs
-from fl_lightning.models import LOSSES, FlatNetwork, draw_masks
+from fl_lightning.models import FlatNetwork, draw_masks
 
 
 class LocalTraining(LightningModule, ABC):
@@ -20,15 +21,24 @@ class LocalTraining(LightningModule, ABC):
         generators: one a client: its own random numbers in this round (dropout, noise of callbacks).
         watched: whether callbacks look on. If none does, a step does not go through Lightning's hooks, which cost more than
             the arithmetic of a small model.
+        factor: step -> factor on the learning rate; None: it stays the same.
 
     Attributes:
         n_stacked: number of clients in this module; callbacks that also serve stacked clients read it.
         generators: one generator a client.
     """
 
-    def __init__(self, optimizer: Optimizer, generators: list[torch.Generator], watched: bool):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        generators: list[torch.Generator],
+        watched: bool,
+        factor: Callable[[int], float] | None = None,
+    ):
         super().__init__()
         self.optimizer_config = optimizer
+        self.factor = factor
+        self.steps_done = 0
         self.generators = generators
         self.n_stacked = len(generators)
         self.automatic_optimization = watched
@@ -54,7 +64,11 @@ class LocalTraining(LightningModule, ABC):
         return None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Scale long gradients down."""
+        """Scale long gradients down; the learning rate is that of the step."""
+        if self.factor:
+            for group in optimizer.param_groups:
+                group["lr"] = self.optimizer_config.lr * self.factor(self.steps_done)
+            self.steps_done += 1
         if limit := self.optimizer_config.max_grad_norm:
             self.clip(limit)
 
@@ -71,12 +85,20 @@ class ClientModule(LocalTraining):
         optimizer: configuration of the local optimizer.
         generator: the client's own random numbers in this round.
         watched: see `LocalTraining`.
+        factor: see `LocalTraining`.
     """
 
-    def __init__(self, flat: FlatNetwork, optimizer: Optimizer, generator: torch.Generator, watched: bool = True):
-        super().__init__(optimizer, [generator], watched)
+    def __init__(
+        self,
+        flat: FlatNetwork,
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        watched: bool = True,
+        factor: Callable[[int], float] | None = None,
+    ):
+        super().__init__(optimizer, [generator], watched, factor)
         self.network = flat.network
-        self.loss = LOSSES[flat.loss]
+        self.loss = flat.sample_loss
 
     def forward(self, x: Inputs) -> Tensor:
         """`[B, ...]` inputs to `[B, K]` scores."""

@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from fl_lightning.callbacks import NAMES
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
+from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Registry, Settings, Slot
+from fl_lightning.registry import Registry, Settings, Slot, named_config, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
 
 REGISTRIES = {
     "optimizer": Registry("optimizer", Optimizer, [Sgd, Adam]),
+    "scheduler": Registry("scheduler", Scheduler, [Cosine, Milestones, Warmup]),
     "callback": Registry(
         "callback", "lightning.pytorch:Callback", {name: f"fl_lightning.callbacks:{cls}" for name, cls in NAMES.items()}
     ),
@@ -67,7 +70,7 @@ class CallbackConfig:
         if isinstance(value, CallbackConfig):
             return value
         if isinstance(value, str):
-            return cls(value)
+            value = named_config("callback", value) or {"name": value}
         if isinstance(value, REGISTRIES["callback"].base):
             raise ConfigError(f"every client needs its own callback: give {{name: 'module:Class', ...}}, got {value!r}")
         if not isinstance(value, Mapping) or "name" not in value:
@@ -92,6 +95,7 @@ class Client(Settings):
         loop: who does a local step: the `federation`, with loss and optimizer of the configuration, or the `module`: a
             LightningModule's own training step and optimizers, in as many epochs of the shared Trainer.
         optimizer: made afresh every round; a module that trains itself brings its own.
+        scheduler: how its learning rate changes over the rounds, or the steps of a round; None: by `optimizer.decay` alone.
         callbacks: label -> Lightning callback of benign clients, such as `wbc: {name: fl_wbc, std: 0.4}`.
     """
 
@@ -101,7 +105,36 @@ class Client(Settings):
     last_batch: Literal["keep", "drop", "merge"] = "keep"
     loop: Literal["federation", "module"] = "federation"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
+    scheduler: Annotated[Scheduler, Slot("scheduler")] | None = None
     callbacks: dict[str, CallbackConfig] = Field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without `scheduler` where there is none, as configurations were before there were any."""
+        return {key: value for key, value in plain_fields(self).items() if (key, value) != ("scheduler", None)}
+
+    def optimizer_at(self, round: int, rounds: int | None = None) -> Optimizer:
+        """The optimizer with the learning rate of a communication round.
+
+        Args:
+            round: from 0.
+            rounds: how many are planned; a scheduler over the run needs it.
+
+        Raises:
+            ValueError: there is such a scheduler, and it is not known.
+        """
+        optimizer, scheduler = self.optimizer.at(round), self.scheduler
+        if scheduler is None or scheduler.per == "round":
+            return optimizer
+        if rounds is None:
+            raise ValueError(f"the scheduler {scheduler.name} needs to know how many rounds there are")
+        return replace(optimizer, lr=optimizer.lr * scheduler.factor(min(round / rounds, 1.0)))
+
+    def factor_at(self, steps: int) -> Callable[[int], float] | None:
+        """Step -> factor on the learning rate within a round of so many steps; None where it stays the same."""
+        scheduler = self.scheduler
+        if scheduler is None or scheduler.per == "run":
+            return None
+        return lambda step: scheduler.factor(step / steps)
 
 
 def batch_plan(n: int, client: Client, generator: torch.Generator) -> list[Tensor]:
@@ -146,6 +179,8 @@ def check_loop(client: Client, network: nn.Module) -> None:
             f"{type(module).__name__} is a LightningModule: this loop would ignore its training step; set module",
             "client.loop",
         )
+    if client.loop == "module" and client.scheduler is not None:
+        raise ConfigError("a module that trains itself brings its own schedulers", "client.scheduler")
     if module is None and client.loop == "module":
         raise ConfigError("needs model: {name: lightning, module: ...}; this model has no training step", "client.loop")
 

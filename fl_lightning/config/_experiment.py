@@ -24,7 +24,7 @@ from fl_lightning.defenses import Defense
 from fl_lightning.engines import Engine, TrainerSettings, Vectorized
 from fl_lightning.errors import ConfigError, errors_under, excerpt, explain, suggest
 from fl_lightning.inputs import read_yaml_file, read_yaml_text, write_yaml
-from fl_lightning.models import Mlp, Model
+from fl_lightning.models import Mlp, Model, SampleLoss
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import config_names, find_config, is_file
@@ -45,6 +45,7 @@ class Experiment(BaseModel):
         seed: everything random follows from it.
         seeds: several runs under one parent, one a seed; empty: one run with `seed`.
         rounds: communication rounds.
+        loss: what clients, attackers and defenses measure with; None: the plain one that fits model and data.
         fast: synthetic data of the same shapes (set by `--fast`).
     """
 
@@ -61,6 +62,7 @@ class Experiment(BaseModel):
     )
     participation: Annotated[Participation, Slot("participation")] = Field(default_factory=Full)
     model: Annotated[Model, Slot("model")] = Field(default_factory=Mlp)
+    loss: Annotated[SampleLoss, Slot("loss")] | None = None
     client: Client = Field(default_factory=Client)
     attack: Annotated[Attack, Slot("attack")] | None = None
     defenses: dict[Label, Annotated[Defense, Slot("defense")]] = Field(default_factory=dict)
@@ -133,6 +135,10 @@ class Experiment(BaseModel):
             raise ConfigError(
                 f"the prediction is that of sgd without momentum and weight decay, got {settings}", "evaluation.effect"
             )
+        if self.client.scheduler is not None and self.client.scheduler.per == "round":
+            raise ConfigError(
+                "the prediction has one learning rate a round: set client.scheduler.per to run", "evaluation.effect"
+            )
         if self.server.optimizer != "sgd":
             raise ConfigError(
                 f"the prediction is that of server.optimizer sgd, got {self.server.optimizer}", "evaluation.effect"
@@ -140,7 +146,10 @@ class Experiment(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain values; `load` makes the same experiment from it."""
-        return {name: to_plain(getattr(self, name)) for name in type(self).model_fields}
+        plain = {name: to_plain(getattr(self, name)) for name in type(self).model_fields}
+        if self.loss is None:  # as configurations were before a loss could be chosen
+            del plain["loss"]
+        return plain
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """A newly validated experiment with dotted paths changed: `{"attack.boost": 5.0}`.

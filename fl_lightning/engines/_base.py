@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fl_lightning.clients import Client, batch_plan
+from fl_lightning.clients import Client, Optimizer, batch_plan
 from fl_lightning.data import Samples
 from fl_lightning.engines._trainer import SharedTrainer
 from fl_lightning.models import FlatNetwork
@@ -64,6 +64,7 @@ class LocalRound:
         client: local epochs, batch size, optimizer.
         round: communication round, keys the random numbers.
         callbacks: makes the Lightning callbacks of one fit.
+        rounds: how many rounds are planned; None: not known, and no scheduler asks.
     """
 
     start_D: Tensor
@@ -71,6 +72,12 @@ class LocalRound:
     client: Client
     round: int
     callbacks: "Callable[[], list[Callback]]" = list
+    rounds: int | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The clients' optimizer with the learning rate of this round."""
+        return self.client.optimizer_at(self.round, self.rounds)
 
 
 class Engine(Component, ABC):

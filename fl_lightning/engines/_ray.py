@@ -76,7 +76,7 @@ class Ray(Engine):
         start_D, jobs = local.start_D, local.jobs
         updates_CD = start_D.new_empty(len(jobs), len(start_D))
         crew = _crew(self)
-        orders = _Orders(_numpy(start_D), local.client, local.round, _packed(local.callbacks()))
+        orders = _Orders(_numpy(start_D), local.client, local.round, _packed(local.callbacks()), local.rounds)
         shards = evenly([1 if local.client.steps else len(job.rows) for job in jobs], crew.size)
         reports: dict[int, Reports] = {}
 
@@ -114,6 +114,7 @@ class _Orders(NamedTuple):
     client: Client
     round: int
     callbacks: bytes
+    rounds: int | None
 
 
 class _Shard(NamedTuple):
@@ -169,7 +170,9 @@ class _Worker:
         ]
         watching: list[Callback] = _unpacked(orders.callbacks)
         bench.trainer.reports.clear()
-        local = LocalRound(here(orders.start_D), jobs, orders.client, orders.round, lambda: deepcopy(watching))
+        local = LocalRound(
+            here(orders.start_D), jobs, orders.client, orders.round, lambda: deepcopy(watching), orders.rounds
+        )
         updates_CD = self.engine.train(bench, local)
         return _Answer(_numpy(updates_CD), list(bench.trainer.reports))
 
@@ -222,7 +225,7 @@ class _Crew:
     def _shard(self, bench: Bench, jobs: list[Job]) -> _Shard:
         flat, settings = bench.flat, bench.trainer.settings
         reference = self._stored(
-            flat, lambda: _packed((flat.network, flat.loss, flat.federate, flat.buffers, settings, bench.seed))
+            flat, lambda: _packed((flat.network, flat.chosen_loss, flat.federate, flat.buffers, settings, bench.seed))
         )
         bases = {id(job.samples): job.samples for job in jobs}
         place = {key: position for position, key in enumerate(bases)}

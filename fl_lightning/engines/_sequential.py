@@ -78,9 +78,15 @@ class Sequential(Engine):
 
 def fit_client(bench: Bench, local: LocalRound, job: Job) -> None:
     """Train the shared network on a client's samples by the federation's own loop."""
-    watching, optimizer = local.callbacks(), local.client.optimizer.at(local.round)
-    module = clients.ClientModule(bench.flat, optimizer, bench.generator(job, local.round), watched=bool(watching))
-    bench.trainer.fit(module, Steps(job.samples, bench.plan(job, local.client, local.round)), watching)
+    watching, plan = local.callbacks(), bench.plan(job, local.client, local.round)
+    module = clients.ClientModule(
+        bench.flat,
+        local.optimizer,
+        bench.generator(job, local.round),
+        watched=bool(watching),
+        factor=local.client.factor_at(len(plan)),
+    )
+    bench.trainer.fit(module, Steps(job.samples, plan), watching)
 
 
 def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:

@@ -50,6 +50,9 @@ class Vectorized(Engine):
             _say_once(reason)
             return Sequential().train(bench, local)
         plans = [bench.plan(job, client, local.round) for job in jobs]
+        if client.factor_at(1) and len({len(plan) for plan in plans}) > 1:
+            _say_once("their learning rates follow their steps, and not all have as many")
+            return Sequential().train(bench, local)
         order = sorted(range(len(jobs)), key=lambda i: -len(plans[i]))
         updates_CD = start_D.new_empty(len(jobs), len(start_D))
         for chunk, rows_cD in zip(*self._chunks(order, updates_CD, bench.flat, jobs, client), strict=True):
@@ -57,7 +60,13 @@ class Vectorized(Engine):
             batches = clients.LockStep(samples, chunk_plans, start_D.dtype)
             generators = [bench.generator(jobs[i], local.round) for i in chunk]
             cohort = clients.ClientCohort(
-                bench.flat, client.optimizer.at(local.round), generators, start_D, batches, watched=bool(watching)
+                bench.flat,
+                local.optimizer,
+                generators,
+                start_D,
+                batches,
+                watched=bool(watching),
+                factor=client.factor_at(len(batches)),
             )
             bench.trainer.fit(cohort, batches, local.callbacks())
             cohort.write_updates(rows_cD, start_D)

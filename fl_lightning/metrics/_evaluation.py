@@ -10,7 +10,7 @@ from torchmetrics.functional.regression import mean_squared_error
 
 from fl_lightning.attacks import Goal
 from fl_lightning.metrics._torchmetrics import Metric
-from fl_lightning.models import LOSSES, FlatNetwork, confidence, predict
+from fl_lightning.models import FlatNetwork, confidence, predict
 
 MOST_NAMED = 50
 """Owners that get a metric each; of more only the worst and the mean are reported."""
@@ -45,7 +45,7 @@ def evaluate(
     """
     scores = flat.scores(global_D, goal.clean.x)
     y = goal.clean.y
-    figures = {"global/loss": float(LOSSES[flat.loss](scores, y).double().mean())}
+    figures = {"global/loss": float(flat.sample_loss(scores, y).double().mean())}
     figures |= {f"global/{label}": one.compute(scores, y, classes) for label, one in (chosen or {}).items()}
     if y.is_floating_point():
         error = float(mean_squared_error(scores.squeeze(-1), y))

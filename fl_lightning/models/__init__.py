@@ -7,7 +7,23 @@ from fl_lightning.models._flat import FlatNetwork
 from fl_lightning.models._lenet5 import Lenet5
 from fl_lightning.models._lightning import Lightning, UserModule
 from fl_lightning.models._linear import Linear
-from fl_lightning.models._losses import LOSSES, SampleLoss, confidence, cross_entropy, hinge, loss_for, mse, predict
+from fl_lightning.models._losses import (
+    LOSSES,
+    CrossEntropy,
+    Focal,
+    Hinge,
+    Huber,
+    Mse,
+    SampleLoss,
+    confidence,
+    cross_entropy,
+    focal,
+    hinge,
+    huber,
+    loss_for,
+    mse,
+    predict,
+)
 from fl_lightning.models._mlp import Mlp
 from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
@@ -24,14 +40,19 @@ REGISTRIES = {
         "model",
         Model,
         [Linear, Svm, Mlp, Lenet5, WbcFmnistCnn, WbcCifarCnn, CmpCifarCnn, MultiPartyCnn, PdrrCnn, Resnet18, Lightning],
-    )
+    ),
+    "loss": Registry("loss", SampleLoss, [CrossEntropy, Focal, Hinge, Mse, Huber]),
 }
 
 __all__ = [
     "LOSSES",
     "CmpCifarCnn",
+    "CrossEntropy",
     "FlatNetwork",
+    "Focal",
     "FrozenNorm2d",
+    "Hinge",
+    "Huber",
     "KeyedDropout",
     "Lenet5",
     "Lightning",
@@ -39,6 +60,7 @@ __all__ = [
     "Loss",
     "Mlp",
     "Model",
+    "Mse",
     "MultiPartyCnn",
     "PdrrCnn",
     "Resnet18",
@@ -52,7 +74,9 @@ __all__ = [
     "count_parameters",
     "cross_entropy",
     "draw_masks",
+    "focal",
     "hinge",
+    "huber",
     "loss_for",
     "mse",
     "predict",

@@ -1,6 +1,6 @@
 """A network seen as a function of one parameter vector `[D]`: the form in which servers and attackers handle it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Literal
@@ -12,7 +12,8 @@ from torch.func import functional_call
 from fl_lightning.aggregators import last_layer, layout_of
 from fl_lightning.data import Inputs, Samples, pieces
 from fl_lightning.models._base import Loss
-from fl_lightning.models._losses import LOSSES, predict
+from fl_lightning.models._lightning import UserModule
+from fl_lightning.models._losses import PLAIN, SampleLoss, predict
 from fl_lightning.models._statistics import Buffers, frozen
 
 __all__ = ["FlatNetwork"]
@@ -29,28 +30,34 @@ class FlatNetwork:
 
     Args:
         network: the architecture; its own parameters are only read by `vector`.
-        loss: name of the per-sample loss.
+        loss: the per-sample loss; a name stands for the plain one of that form. A user's module with a method
+            `sample_losses(scores, y)` brings its own.
         federate: `trainable`: parameters that require a gradient; `all`: frozen ones, too, which nobody trains.
         buffers: whether statistics travel; see `with_policy`, which the network has been through.
 
     Attributes:
         trained: how many entries of the vector, the first ones, are parameters; the rest are statistics.
         layout: which tensors the entries belong to.
+        loss: what scores mean: the form of the loss.
+        sample_loss: scores `[B, K]` and targets to losses `[B]`.
         trainable: names of the parameters that local training moves.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        loss: Loss,
+        loss: Loss | SampleLoss,
         federate: Literal["trainable", "all"] = "trainable",
         buffers: Buffers = "average",
     ):
         self.network = network
         self.federate = federate
         self.buffers = buffers
-        self.loss = loss
-        self._loss = LOSSES[loss]
+        self.chosen_loss = loss if isinstance(loss, SampleLoss) else PLAIN[loss]
+        self.loss = self.chosen_loss.form
+        self.sample_loss: Callable[[Tensor, Tensor], Tensor] = self.chosen_loss
+        if isinstance(network, UserModule) and callable(brought := getattr(network.module, "sample_losses", None)):
+            self.sample_loss = brought
         tensors = self._tensors()
         self.names = list(tensors)
         self.shapes = [part.shape for part in tensors.values()]
@@ -83,7 +90,7 @@ class FlatNetwork:
 
     def like(self, network: nn.Module) -> "FlatNetwork":
         """Another network of the same architecture, seen in the same way."""
-        return FlatNetwork(network, self.loss, self.federate, self.buffers)
+        return FlatNetwork(network, self.chosen_loss, self.federate, self.buffers)
 
     @property
     def dim(self) -> int:
@@ -158,7 +165,7 @@ class FlatNetwork:
 
     def losses(self, theta_D: Tensor, samples: Samples) -> Tensor:
         """`[n]` per-sample losses in eval mode, without gradients."""
-        return self._loss(self.scores(theta_D, samples.x), samples.y)
+        return self.sample_loss(self.scores(theta_D, samples.x), samples.y)
 
     def accuracy(self, theta_D: Tensor, samples: Samples) -> float:
         """Share of samples classified as `samples.y`."""
@@ -170,7 +177,9 @@ class FlatNetwork:
         total_D = torch.zeros_like(theta_D)
         with self.eval_mode(), torch.enable_grad():
             for x, y in zip(pieces(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
-                loss = self._loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(samples)
+                loss = self.sample_loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(
+                    samples
+                )
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D
 
@@ -178,7 +187,7 @@ class FlatNetwork:
         """`[D]` gradient and `[D]` Hessian times a vector of the mean loss, in eval mode; without the Hessian itself."""
         theta_D = theta_D.detach().requires_grad_()
         with self.eval_mode(), torch.enable_grad():
-            loss = self._loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
+            loss = self.sample_loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
             (gradient_D,) = torch.autograd.grad(loss, theta_D, create_graph=True)
             (product_D,) = torch.autograd.grad(gradient_D @ vector_D, theta_D)
         return gradient_D.detach(), product_D

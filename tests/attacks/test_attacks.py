@@ -106,6 +106,11 @@ CANONICAL: dict[str, list[dict]] = {
     "fault": [{"kind": "nan"}, {"kind": "huge"}, {"kind": "bit_flip"}],
     "shuffle": [{"knowledge": "full"}],
     "chain": [{}],
+    "byzfl": [
+        {"knowledge": "full"},
+        {"rule": "Inf"},
+        {"rule": "Optimal_InnerProductManipulation", "options": {"evals": 5}, "against": "median"},
+    ],
 }
 CASES = [
     registry("attack").build({"name": name, **case})

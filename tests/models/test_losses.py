@@ -78,10 +78,10 @@ def test_confidence_is_the_softmax_probability():
 
 
 def test_loss_that_fits_the_data():
-    assert loss_for(Mlp(), "classification", 10) == "cross_entropy"
-    assert loss_for(Mlp(), "regression", 1) == "mse"
-    assert loss_for(Svm(), "classification", 2) == "hinge"
-    assert loss_for(Linear(), "regression", 1) == "mse"
+    assert loss_for(Mlp(), "classification", 10).name == "cross_entropy"
+    assert loss_for(Mlp(), "regression", 1).name == "mse"
+    assert loss_for(Svm(), "classification", 2).name == "hinge"
+    assert loss_for(Linear(), "regression", 1).name == "mse"
     with pytest.raises(ConfigError, match=r"'svm' trains with hinge, unfit for classification with 10 classes"):
         loss_for(Svm(), "classification", 10)
     with pytest.raises(ConfigError, match="unfit for regression"):

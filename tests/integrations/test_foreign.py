@@ -176,6 +176,12 @@ def test_backfed_is_composed_of_its_files(files):
     assert "atk_config.tea_time: True" in foreign.unknown
 
 
+def test_backfed_s_fedprox_is_a_callback(files):
+    (files / "mine.yaml").write_text(BACKFED["mine"].replace("weakdp", "fedprox"))
+    (callback,) = load(read_foreign(files / "mine.yaml").config).client.callbacks.values()
+    assert (callback.name, callback.options) == ("proximal_pull", {"mu": 0.01})
+
+
 def test_the_command_prints_what_load_takes_and_names_the_rest(files, capsys, monkeypatch):
     monkeypatch.chdir(files)
     assert cli.main(["import", "flpoison.yaml"]) == 0

@@ -179,7 +179,7 @@ def test_backfed_is_composed_of_its_files(files):
 def test_backfed_s_fedprox_is_a_callback(files):
     (files / "mine.yaml").write_text(BACKFED["mine"].replace("weakdp", "fedprox"))
     (callback,) = load(read_foreign(files / "mine.yaml").config).client.callbacks.values()
-    assert (callback.name, callback.options) == ("proximal_pull", {"mu": 0.01})
+    assert (callback.name, callback.options) == ("proximal_pull", {"rho": 0.01})
 
 
 def test_the_command_prints_what_load_takes_and_names_the_rest(files, capsys, monkeypatch):

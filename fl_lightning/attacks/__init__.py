@@ -59,7 +59,7 @@ from fl_lightning.attacks._rop import Rop, rop
 from fl_lightning.attacks._services import Services
 from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
-from fl_lightning.attacks._three_dfed import ThreeDFed
+from fl_lightning.attacks._three_dfed import ThreeDfed
 from fl_lightning.attacks._three_dfed_adapt import adapt, feedback
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
@@ -105,7 +105,7 @@ REGISTRIES = {
             A3fl,
             Iba,
             Chameleon,
-            ThreeDFed,
+            ThreeDfed,
         ],
     ),
     "objective": Registry("objective", Objective, OBJECTIVES),
@@ -169,7 +169,7 @@ __all__ = [
     "SignFlip",
     "Sinus",
     "TargetSamples",
-    "ThreeDFed",
+    "ThreeDfed",
     "TokenTrigger",
     "Trigger",
     "Tunable",

@@ -100,7 +100,7 @@ class Memory(NamedTuple):
 
 
 @component
-class ThreeDFed(BackdoorTraining):
+class ThreeDfed(BackdoorTraining):
     r"""Backdoored models close to the global one, under noise masks that cancel out, with indicators and decoys.
 
     The attackers minimise $0.3\, L_{clean} + 0.3\, L_{dirty} + 0.4\, \lVert X - G \rVert$ (here divided by 0.6, so that the

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fl_lightning.attacks import ThreeDFed
+from fl_lightning.attacks import ThreeDfed
 from fl_lightning.attacks._flat_training import mean_loss
 from fl_lightning.attacks._three_dfed import Memory, curvature, hidden_columns, indicators
 from fl_lightning.config import load
@@ -85,7 +85,7 @@ def test_rows_that_are_clipped_alike_read_accepted():
 
 
 def test_noise_at_the_server_ends_the_adapting():
-    attack = ThreeDFed()
+    attack = ThreeDfed()
     memory = Memory(0, torch.tensor([0, 1]), torch.tensor([1.0, 1.0]).double(), 0, [0.7], 1, False)
     seen = SimpleNamespace(
         n_malicious=2, round=1, previous_D=torch.zeros(3), generator=lambda purpose, *keys: generator(0, purpose)
@@ -105,7 +105,7 @@ def test_noise_cancels_in_every_group():
     flat = network(4, 6, 10)
     rows_MD = torch.randn(7, flat.dim, generator=generator(2, "rows"), dtype=torch.float64)
     seen = SimpleNamespace(flat=flat, generator=lambda purpose, *keys: generator(0, purpose, *keys))
-    masked_MD = ThreeDFed()._masked(seen, rows_MD, rows_MD, 7, [0.3, 0.6])
+    masked_MD = ThreeDfed()._masked(seen, rows_MD, rows_MD, 7, [0.3, 0.6])
     noise_MD = masked_MD - rows_MD
     for group in (noise_MD[:5], noise_MD[5:]):
         assert float(group.sum(0).abs().max()) < 1e-12

@@ -1,6 +1,7 @@
 """Every YAML that is shipped: it loads, it round-trips, and what it configures runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,23 @@ def test_sweep_yaml_runs(path: Path, store_folder: Path):
     assert outcome.winner
 
 
+HEAVY = {
+    *("mnist_multi_party", "mnist_deep", "mnist_deep_once", "mnist_fang_krum"),  # convolutions, searches of attackers
+    *("vae", "dagmm", "anp", "resnet18", "pdrr_cnn", "model_replacement_foreseen", "a3fl", "iba"),
+}
+"""Files whose two rounds take long: the slow tests run them."""
+
+
+def daily(stem: str) -> Any:
+    """A case of every day, or of the slow tests where it takes long."""
+    return pytest.param(stem, marks=[pytest.mark.slow] if stem in HEAVY else [])
+
+
+def shipped(slot: str) -> list[Any]:
+    """Names of the files of a slot."""
+    return [daily(path.stem) for path in COMPONENTS if path.parent.name == slot]
+
+
 def run_fast(experiment: Experiment) -> None:
     """Two rounds; whatever happens in them, the figures are numbers and the model stays finite."""
     federation = Federation(experiment.faster())
@@ -78,15 +96,19 @@ def run_fast(experiment: Experiment) -> None:
 
 
 @pytest.mark.parametrize("name", experiment_names())
-def test_experiment_yaml_round_trips_and_runs(name: str):
+def test_experiment_yaml_round_trips(name: str):
     experiment = load(name)
     assert load(yaml.safe_load(dump(experiment))) == experiment
-    run_fast(experiment)
 
 
-@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "attack"], ids=ids)
-def test_attack_yaml_runs(path: Path):
-    run_fast(load(BASE | {"attack": path.stem}))
+@pytest.mark.parametrize("name", [daily(name) for name in experiment_names()])
+def test_experiment_yaml_runs(name: str):
+    run_fast(load(name))
+
+
+@pytest.mark.parametrize("stem", shipped("attack"))
+def test_attack_yaml_runs(stem: str):
+    run_fast(load(BASE | {"attack": stem}))
 
 
 @pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "aggregator"], ids=ids)
@@ -95,11 +117,11 @@ def test_aggregator_yaml_runs(path: Path):
     run_fast(load(BASE | server | {"attack": "gaussian", "aggregator": path.stem}))
 
 
-@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "defense"], ids=ids)
-def test_defense_yaml_runs(path: Path):
+@pytest.mark.parametrize("stem", shipped("defense"))
+def test_defense_yaml_runs(stem: str):
     server = {"data": {"name": "digits", "validation": 100}, "partition": {"name": "iid", "clients": 10}}
-    server["aggregator"] = {"name": "trimmed_mean", "n_byzantine": 2} if path.stem == "pdrr" else {"name": "mean"}
-    run_fast(load(BASE | server | {"attack": "sign_flip", "defenses": {path.stem: path.stem}}))
+    server["aggregator"] = {"name": "trimmed_mean", "n_byzantine": 2} if stem == "pdrr" else {"name": "mean"}
+    run_fast(load(BASE | server | {"attack": "sign_flip", "defenses": {stem: stem}}))
 
 
 @pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "partition"], ids=ids)
@@ -128,14 +150,14 @@ def test_data_yaml_runs(path: Path):
     run_fast(load(LIGHT | {"data": path.stem, "model": model}))
 
 
-@pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "model"], ids=ids)
-def test_model_yaml_runs(path: Path):
-    data = {"name": OWN_DATA.get(path.stem, "mnist"), "test_samples": 20}
-    if path.stem == "lightning":  # the example trains itself, and is made for 64 numbers a row
+@pytest.mark.parametrize("stem", shipped("model"))
+def test_model_yaml_runs(stem: str):
+    data = {"name": OWN_DATA.get(stem, "mnist"), "test_samples": 20}
+    if stem == "lightning":  # the example trains itself, and is made for 64 numbers a row
         light = LIGHT | {"client": {"loop": "module", "batch_size": 16}}
-        run_fast(load(light | {"data": "digits", "model": path.stem, "rounds": 1}))
+        run_fast(load(light | {"data": "digits", "model": stem, "rounds": 1}))
         return
-    run_fast(load(LIGHT | {"data": data, "model": path.stem, "rounds": 1}))
+    run_fast(load(LIGHT | {"data": data, "model": stem, "rounds": 1}))
 
 
 @pytest.mark.parametrize("path", [p for p in COMPONENTS if p.parent.name == "engine"], ids=ids)

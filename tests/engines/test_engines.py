@@ -75,8 +75,12 @@ def federation_of(engine: str, model: Any, optimizer: dict[str, Any], precision:
 @pytest.mark.parametrize("model", ["lenet5", {"name": "mlp", "hidden": [12]}], ids=["lenet5", "mlp"])
 @pytest.mark.parametrize(
     ("optimizer", "precision", "tolerance"),
-    [(SGD, 64, 1e-10), (MOMENTUM, 64, 1e-10), (ADAM, 64, 1e-10), (SGD, 32, 1e-6)],
-    ids=["sgd64", "momentum64", "adam64", "sgd32"],
+    [
+        pytest.param(SGD, 64, 1e-10, id="sgd64"),
+        pytest.param(MOMENTUM, 64, 1e-10, id="momentum64", marks=pytest.mark.slow),
+        pytest.param(ADAM, 64, 1e-10, id="adam64"),
+        pytest.param(SGD, 32, 1e-6, id="sgd32", marks=pytest.mark.slow),
+    ],
 )
 def test_fedavg_equals_a_loop_by_hand(engine: str, model: Any, optimizer: dict[str, Any], precision: int, tolerance):
     federation = federation_of(engine, model, optimizer, precision)

@@ -302,8 +302,8 @@ def test_apportion_adds_up_and_is_off_by_at_most_one(weights, total):
     assert (sizes - q * total).abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("classes", [1, 2, 10, 62])
-@pytest.mark.parametrize("clients", [1, 10, 100])
+@pytest.mark.parametrize("classes", [1, 62])
+@pytest.mark.parametrize("clients", [1, 100])
 def test_picture_is_drawn(classes, clients):
     data = dataset(2000, classes)
     figure = plot(assign(Quantity(clients=clients), data), data.train.y, classes)

@@ -24,6 +24,7 @@ from fl_lightning.defenses._chain import Chained, Judged, defended
 from fl_lightning.defenses._client_momentum import ClientMomentum
 from fl_lightning.defenses._clipped_clustering import ClippedClustering
 from fl_lightning.defenses._crfl import Crfl, certified_radius
+from fl_lightning.defenses._cross_round import CrossRound
 from fl_lightning.defenses._dagmm import Dagmm, dagmm_scores
 from fl_lightning.defenses._deepsight import Deepsight
 from fl_lightning.defenses._fine_prune import FinePrune
@@ -46,6 +47,7 @@ from fl_lightning.defenses._residual_reweighting import ResidualReweighting
 from fl_lightning.defenses._rflbat import Rflbat
 from fl_lightning.defenses._sageflow import Sageflow
 from fl_lightning.defenses._signguard import Signguard
+from fl_lightning.defenses._snowball import Snowball
 from fl_lightning.defenses._sparsefed import Sparsefed
 from fl_lightning.defenses._statistical_check import StatisticalCheck
 from fl_lightning.defenses._three_sigma import ThreeSigma
@@ -70,6 +72,7 @@ REGISTRIES = {
             ClientMomentum,
             ClippedClustering,
             Crfl,
+            CrossRound,
             Dagmm,
             Deepsight,
             Err,
@@ -92,6 +95,7 @@ REGISTRIES = {
             Rflbat,
             Sageflow,
             Signguard,
+            Snowball,
             Sparsefed,
             StatisticalCheck,
             ThreeSigma,
@@ -115,6 +119,7 @@ __all__ = [
     "ClientMomentum",
     "ClippedClustering",
     "Crfl",
+    "CrossRound",
     "Dagmm",
     "Deepsight",
     "Defense",
@@ -140,6 +145,7 @@ __all__ = [
     "Sageflow",
     "ServerContext",
     "Signguard",
+    "Snowball",
     "Sparsefed",
     "State",
     "StatisticalCheck",

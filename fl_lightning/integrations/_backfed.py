@@ -135,7 +135,9 @@ def _server(top: Source, base: dict[str, Any]) -> dict[str, Any]:
     server = {"lr": float(parameters.get("eta", 1.0)), "weights": "samples" if name == "weighted_fedavg" else "equal"}
     made: dict[str, Any] = {"server": server}
     if name == "fedprox":
-        base["client"]["callbacks"] = {"proximal": {"name": "proximal_pull", "rho": parameters.get("proximal_mu", 0.01)}}
+        base["client"]["callbacks"] = {
+            "proximal": {"name": "proximal_pull", "rho": parameters.get("proximal_mu", 0.01)}
+        }
         parameters.close()
         return made | {"aggregator": EQUAL}
     if name in RULES:

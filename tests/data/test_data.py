@@ -748,14 +748,15 @@ def test_an_archive_that_is_damaged_or_holds_something_else_is_a_clear_error(con
 
 def test_decoded_images_are_kept_and_recognised(images, folder, monkeypatch):
     monkeypatch.setattr(_image_folder, "WORTH_KEEPING_SECONDS", -1)
-    first = _image_folder.read_archive(tar(images))
+    content = tar(images)  # once: an archive bears the second in which it was made
+    first = _image_folder.read_archive(content)
     kept = folder / "cifar10" / "decoded.safetensors"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
     calls: list[int] = []
     decode = _image_folder.decode
     monkeypatch.setattr(_image_folder, "decode", lambda entries: calls.append(1) or decode(entries))
-    again = _image_folder.cached(_image_folder.sha256_of(tar(images)), lambda: pytest.fail("decoded again"))
+    again = _image_folder.cached(_image_folder.sha256_of(content), lambda: pytest.fail("decoded again"))
     for split_name in ("train", "test"):
         assert torch.equal(first[split_name][0], again[split_name][0])
         assert torch.equal(first[split_name][1], again[split_name][1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_lightning.attacks._backdoor_training import BackdoorTraining, boosted
 from fl_lightning.attacks._base import Poisoned
-from fl_lightning.attacks._flat_training import head_of, mean_loss
+from fl_lightning.attacks._flat_training import head_of
 from fl_lightning.attacks._three_dfed_adapt import GROUP, adapt, feedback, masks
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
@@ -51,14 +51,8 @@ def hidden_columns(flat: FlatNetwork) -> slice:
 
 
 def curvature(flat: FlatNetwork, theta_D: Tensor, samples: Samples) -> Tensor:
-    """`[D]` the sum of each row of the loss's Hessian: the gradient of the sum of the gradient."""
-    with torch.enable_grad():
-        moving_D = theta_D.detach().clone().requires_grad_()
-        (gradient_D,) = torch.autograd.grad(mean_loss(flat, moving_D, samples), moving_D, create_graph=True)
-        if not gradient_D.requires_grad:  # a loss that is linear in the parameters
-            return torch.zeros_like(theta_D)
-        (rows_D,) = torch.autograd.grad(gradient_D.sum(), moving_D, allow_unused=True)
-    return torch.zeros_like(theta_D) if rows_D is None else rows_D.detach()
+    """`[D]` the sum of each row of the loss's Hessian: its product with a vector of ones."""
+    return flat.hessian_product(theta_D, samples, torch.ones_like(theta_D))[1]
 
 
 def indicators(moved_N: Tensor, curvature_N: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -82,13 +83,13 @@ class TableData(Data):
             raise ValueError("size speaks of images, and no column of images is named")
         return self
 
+    @abstractmethod
     def read_table(self) -> "tuple[pd.DataFrame, Path]":
         """The table, and the folder that paths in it are relative to.
 
         Raises:
             DataError: it cannot be read.
         """
-        raise NotImplementedError
 
     def load(self) -> Dataset:
         """The table as tensors.

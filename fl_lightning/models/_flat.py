@@ -189,7 +189,9 @@ class FlatNetwork:
         with self.eval_mode(), torch.enable_grad():
             loss = self.sample_loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
             (gradient_D,) = torch.autograd.grad(loss, theta_D, create_graph=True)
-            (product_D,) = torch.autograd.grad(gradient_D @ vector_D, theta_D)
+            if not gradient_D.requires_grad:  # a loss that is linear in the parameters
+                return gradient_D, torch.zeros_like(gradient_D)
+            (product_D,) = torch.autograd.grad(gradient_D @ vector_D, theta_D, materialize_grads=True)
         return gradient_D.detach(), product_D
 
     @contextmanager

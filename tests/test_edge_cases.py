@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "norm_bound": {"noise_std": 0.01},
     "pdrr": {},
     "pyod": {"n_byzantine": 2},
+    "snowball": {"hidden": 8, "latent": 2, "epochs": 10, "epochs_more": 2},
     "statistical_check": {},
     "vae": {"n_byzantine": 2, "epochs": 2, "references": 5, "steps": 1, "hidden": 8, "latent": 2},
 }

@@ -62,14 +62,15 @@ def test_sweep_yaml_loads_and_has_a_space(path: Path):
 def test_sweep_yaml_runs(path: Path, store_folder: Path):
     defended = {"defenses": {"clip": "norm_bound"}, "client": "fl_wbc"} if path.stem == "defender" else {}
     settings = named_config("sweep", path.stem) | {"trials": 2, "jobs": 1, "confirm_seeds": [1001]}
-    outcome = sweep(load(BASE | {"attack": "alie", "rounds": 2, "sweep": settings} | defended), "tiny")
+    light = {"tracking": {"models": False, "register": "never"}}
+    outcome = sweep(load(BASE | light | {"attack": "alie", "rounds": 2, "sweep": settings} | defended), "tiny")
     assert len(outcome.trials) == 2
     assert outcome.winner
 
 
 HEAVY = {
     *("mnist_multi_party", "mnist_deep", "mnist_deep_once", "mnist_fang_krum"),  # convolutions, searches of attackers
-    *("vae", "dagmm", "anp", "resnet18", "pdrr_cnn", "model_replacement_foreseen", "a3fl", "iba"),
+    *("vae", "dagmm", "anp", "snowball", "resnet18", "pdrr_cnn", "model_replacement_foreseen", "a3fl", "iba"),
 }
 """Files whose two rounds take long: the slow tests run them."""
 

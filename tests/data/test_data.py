@@ -952,3 +952,9 @@ def test_loading_the_package_does_not_load_its_heavy_readers():
     heavy = ("pandas", "sklearn", "pooch", "h5py")
     code = f"import sys, fl_lightning.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_configuration_is_checked_without_what_trains_and_draws():
+    heavy = ("lightning", "scipy", "sklearn", "matplotlib", "torchvision", "pandas", "mlflow")
+    code = f"import sys, fl_lightning.config as c; c.load('digits'); print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -99,6 +99,7 @@ def test_depth_and_size_just_below_the_bounds_are_read():
     assert read_yaml_text(text) == text
 
 
+@pytest.mark.slow
 def test_without_libyaml_the_same_is_read_and_refused():
     program = (
         "import yaml; yaml.__with_libyaml__ = False\n"

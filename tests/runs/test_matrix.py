@@ -103,6 +103,7 @@ def dies_once(*arguments: Any) -> Any:
     return campaigns._worker(*arguments)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_lost(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("DIES_ONCE", str(tmp_path / "mark"))
     monkeypatch.setattr(campaigns, "_worker", dies_once)
@@ -149,6 +150,7 @@ def test_a_cell_that_cannot_run_is_named_before_any_starts(changes, message):
         run_matrix(Matrix(**SMALL | changes), "wrong")
 
 
+@pytest.mark.slow
 def test_tuned_attacks_are_at_least_searched_and_not_searched_again(tiny, monkeypatch: pytest.MonkeyPatch):
     attacks = {"noise": {"name": "gaussian", "std": 1e-3}}
     matrix = Matrix(**SMALL | {"attacks": attacks, "seeds": [0], "tune": {"trials": 4, "sampler": "random"}})

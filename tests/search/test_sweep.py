@@ -36,6 +36,10 @@ ATTACKED: dict[str, Any] = {
 }
 
 
+LIGHT = {"tracking.models": False, "tracking.register": "never"}
+"""Of searches whose figures are looked at, not their models."""
+
+
 def searched(tiny: Any, **sweep_settings: Any) -> Experiment:
     experiment: Experiment = tiny(**ATTACKED | {"sweep": ATTACKED["sweep"] | sweep_settings})
     return experiment
@@ -123,6 +127,7 @@ def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Pa
     assert len(study_of(store_folder).trials) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_killed_is_tried_again_even_if_it_was_the_last(tiny, store_folder: Path):
     sweep(searched(tiny, trials=1), "tiny")
     study_of(store_folder).add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
@@ -142,13 +147,13 @@ def test_a_trial_that_breaks_is_recorded_and_the_search_goes_on(
         return real(experiment, *rest, **more)
 
     monkeypatch.setattr(sweeping.runs, "run", sometimes)
-    sweep(searched(tiny, trials=3), "tiny")
+    sweep(searched(tiny, trials=3).override(LIGHT), "tiny")
     failed = [trial for trial in study_of(store_folder).trials if trial.state == optuna.trial.TrialState.FAIL]
     assert [trial.user_attrs["error"] for trial in failed] == ["RuntimeError: out of luck"]
 
 
 def test_constraints_decide_the_winner(tiny):
-    outcome = sweep(searched(tiny, constraints={"global/accuracy": ">= 2"}), "tiny")
+    outcome = sweep(searched(tiny, constraints={"global/accuracy": ">= 2"}).override(LIGHT), "tiny")
     assert outcome.searched is None  # nothing holds it: said plainly, never called strongest
     assert all(not row["feasible"] for row in outcome.trials)
 
@@ -163,6 +168,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_workers_and_a_kill_9_leave_nothing_running(tiny, store_folder: Path, tmp_path: Path):
     experiment = searched(tiny, trials=6, jobs=2)
     config, program = tmp_path / "config.yaml", tmp_path / "program.py"
@@ -283,7 +289,7 @@ def test_a_search_over_attacks_draws_only_what_the_drawn_attack_has(tiny):
 
 def test_two_metrics_give_a_pareto_front(tiny, store_folder: Path):
     settings = {"metric": ["attack/success", "stealth/l2_max"], "direction": ["maximize", "minimize"], "trials": 5}
-    outcome = sweep(searched(tiny, **settings), "tiny")
+    outcome = sweep(searched(tiny, **settings).override(LIGHT), "tiny")
     front = [row for row in outcome.trials if row["front"]]
     others = [row["values"] for row in outcome.trials if not row["front"]]
     assert front
@@ -296,7 +302,9 @@ def test_two_metrics_give_a_pareto_front(tiny, store_folder: Path):
 
 def test_a_shared_warm_up_saves_rounds_and_changes_no_figure(tiny, store_folder: Path):
     late = {"participation": {"name": "full", "malicious": 2, "schedule": {"name": "from_round", "round": 4}}}
-    experiment = tiny(**ATTACKED | late | {"sweep": ATTACKED["sweep"] | {"trials": 3, "pruner": "none"}})
+    experiment = tiny(**ATTACKED | late | {"sweep": ATTACKED["sweep"] | {"trials": 3, "pruner": "none"}}).override(
+        LIGHT
+    )
     outcome = sweep(experiment, "tiny")
     study = study_of(store_folder)
     assert [trial.user_attrs["rounds"] for trial in study.trials] == [6, 2, 2]
@@ -389,7 +397,8 @@ def test_a_sweep_says_what_pruning_saved(tiny, store_folder: Path):
 def test_a_trial_of_several_seeds_is_given_up_by_wilcoxons_test(tiny, store_folder: Path):
     seeds = [11, 12, 13, 14]
     search = {"seeds": seeds, "trials": 3, "sampler": "random", "space": {"attack.std": [30.0, 1e-6]}}
-    outcome = sweep(tiny(**ATTACKED | {"attack": {"name": "gaussian", "std": 30.0}, "sweep": search}), "tiny")
+    experiment = tiny(**ATTACKED | {"attack": {"name": "gaussian", "std": 30.0}, "sweep": search})
+    outcome = sweep(experiment.override(LIGHT), "tiny")
     study, store = study_of(store_folder), tracking.client()
     strong = study.trials[0]
     assert strong.params == {"attack.std": 30.0}

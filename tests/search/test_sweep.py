@@ -120,8 +120,8 @@ def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_fold
 
 
 def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Path):
-    first = sweep(searched(tiny, trials=2), "tiny")
-    more = sweep(searched(tiny, trials=3), "tiny")
+    first = sweep(searched(tiny, trials=2).override(LIGHT), "tiny")
+    more = sweep(searched(tiny, trials=3).override(LIGHT), "tiny")
     assert more.study == first.study
     assert more.run_id == first.run_id
     assert len(study_of(store_folder).trials) == 3
@@ -129,9 +129,9 @@ def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Pa
 
 @pytest.mark.slow
 def test_a_trial_that_was_killed_is_tried_again_even_if_it_was_the_last(tiny, store_folder: Path):
-    sweep(searched(tiny, trials=1), "tiny")
+    sweep(searched(tiny, trials=1).override(LIGHT), "tiny")
     study_of(store_folder).add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
-    sweep(searched(tiny, trials=2), "tiny")
+    sweep(searched(tiny, trials=2).override(LIGHT), "tiny")
     assert len(finished_trials(store_folder)) == 2
 
 

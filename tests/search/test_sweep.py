@@ -381,6 +381,7 @@ def test_a_success_that_falls_does_not_save_a_trial():
     assert trial.should_prune()
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_pruning_saved(tiny, store_folder: Path):
     experiment = searched(tiny, trials=6, confirm_seeds=[7], sampler="random")
     outcome = sweep(experiment.model_copy(update={"rounds": 12}), "tiny")
@@ -469,6 +470,7 @@ def test_earlier_winners_that_do_not_fit_are_left_out(tiny):
     assert fitted(experiment, space, {"attack": "cmp"}) == {}
 
 
+@pytest.mark.slow
 def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, store_folder: Path):
     strong = {"name": "gaussian", "std": 3.0}
     attacked = ATTACKED | {"attack": strong, "tracking": {"register": "always"}, "evaluation": {"twin": True}}

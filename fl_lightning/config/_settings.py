@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fl_lightning.errors import ConfigError, excerpt
+from fl_lightning.attacks import as_span
+from fl_lightning.errors import ConfigError, errors_under, excerpt
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import Settings, Slot
 
@@ -141,6 +142,17 @@ class SweepSettings(Settings):
         if both or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other and from confirm_seeds, got {list(self.seeds)}")
         return self
+
+    @field_validator("space")
+    @classmethod
+    def _ranges(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for path, given in value.items():
+            with errors_under(path):
+                try:
+                    as_span(given)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
+        return value
 
     @field_validator("constraints")
     @classmethod

@@ -1,6 +1,5 @@
 """Tracked runs: start, finish, continue after a kill, repeat over seeds."""
 
-import errno
 import json
 import logging
 import shutil
@@ -17,7 +16,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.parallel import exclusive, interruptible
-from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
+from fl_lightning.runs._checkpoint import Checkpoint, check_room, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
@@ -86,7 +85,7 @@ def run(
     """
     if experiment.seeds:
         store = tracking.client()
-        Federation(one_seed(experiment, experiment.seeds[0]))  # bad input shows before a run exists
+        check_room(Federation(one_seed(experiment, experiment.seeds[0])))  # bad input shows before a run exists
         run_id = tracking.create_run(
             store, experiment, tracking.run_name(experiment), "seeds", **{"fl.experiment": name}
         )
@@ -94,6 +93,7 @@ def run(
         return _run_seeds(run_id, experiment, name, watch)
     federation = Federation(experiment)
     store = tracking.client()
+    check_room(federation)
     title = title or tracking.run_name(experiment)
     run_id = tracking.create_run(store, experiment, title, kind, parent, **{"fl.experiment": name})
     _remember(run_id, experiment, name)
@@ -176,7 +176,7 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warm
             tracker.abandon("KILLED", "interrupted")
             raise
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if tracking.disk_full(error):
                 error.add_note(
                     f"no room is left where {folder} lies; make some, then: fl-lightning run --resume {run_id}"
                 )

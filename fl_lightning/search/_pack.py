@@ -164,8 +164,8 @@ def unpack(path: Path) -> Unpacked:
             renamed = _take_in(contents, Path(folder), home / "artifacts")
     trials = len(contents.study.trials) if contents.study else 0
     runs, models = contents.store.runs, contents.store.models
-    name = contents.study.name if contents.study else None
-    return Unpacked(runs[0].run_id, len(runs), len(models), name, trials, renamed)
+    study = contents.study.name if contents.study else None
+    return Unpacked(runs[0].run_id, len(runs), len(models), study, trials, renamed)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def described_study(name: str) -> PackedStudy:
         study = optuna.load_study(study_name=name, storage=optuna.storages.RDBStorage(url))
         return PackedStudy(
             name=name,
-            directions=[direction.name for direction in study.directions],  # type: ignore[misc]
+            directions=[direction.name for direction in study.directions],
             user_attrs=study.user_attrs,
             trials=[_packed_trial(trial) for trial in study.get_trials(deepcopy=False)],
         )
@@ -106,7 +106,7 @@ def described_study(name: str) -> PackedStudy:
 def _packed_trial(trial: FrozenTrial) -> PackedTrial:
     running = trial.state == TrialState.RUNNING  # as `end_killed` ends what a killed process left
     return PackedTrial(
-        state="FAIL" if running else trial.state.name,  # type: ignore[arg-type]
+        state="FAIL" if running else trial.state.name,
         values=trial.values,
         params=trial.params,
         distributions={name: distribution_to_json(one) for name, one in trial.distributions.items()},
@@ -143,7 +143,7 @@ def enter_study(packed: PackedStudy) -> None:
         study = optuna.create_study(
             storage=studies.storage(url),
             study_name=packed.name,
-            directions=[direction.lower() for direction in packed.directions],
+            directions=[optuna.study.StudyDirection[direction] for direction in packed.directions],
         )
         _mark(study, True)
         for name, value in packed.user_attrs.items():

@@ -205,7 +205,7 @@ def download(store: MlflowClient, packed: PackedRuns, folder: Path) -> None:
 def _fetch(uri: str, server: str, target: Path) -> None:
     artifacts = get_artifact_repository(uri, tracking_uri=server)
     if artifacts.list_artifacts():
-        artifacts.download_artifacts("", dst_path=str(target))
+        artifacts.download_artifacts("", dst_path=str(target))  # type: ignore[no-untyped-call]
 
 
 def refuse_known(store: MlflowClient, packed: PackedRuns) -> None:

@@ -279,10 +279,11 @@ def test_an_attack_that_changes_nothing_is_counted_and_told_once(tiny, caplog):
     assert idle(tiny, caplog, attack=Constant()) == ([None, None], "")
 
 
-def test_an_attack_without_attackers_is_counted_and_told(tiny, caplog):
-    figures, told = idle(tiny, caplog, attack=Constant(), participation={"name": "full"})
-    assert figures == [1.0, 1.0]
-    assert "participation.malicious is 0, so that nobody attacks" in told
+def test_a_control_without_attackers_is_told(tiny, caplog):
+    control = {"name": "full", "schedule": {"name": "never"}}
+    figures, told = idle(tiny, caplog, attack=Constant(), participation=control)
+    assert figures == [None, None]
+    assert "its schedule attacks in none of 2 rounds" in told
 
 
 def test_a_schedule_that_never_begins_is_told(tiny, caplog):

@@ -16,6 +16,7 @@ from fl_lightning.config import Experiment, load
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start
 from fl_lightning.search import _storage as studies
+from fl_lightning.search._cmaes import CmaEs
 from fl_lightning.search._pruning import pruner
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -137,7 +138,7 @@ def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
-        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+        "cmaes": lambda: CmaEs(seed=seed),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
     }
     return made[name]()

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment, Seed, load, read_yaml
-from fl_lightning.errors import errors_under, explain
+from fl_lightning.errors import ConfigError, errors_under, excerpt, explain
 from fl_lightning.federation import Federation
 from fl_lightning.inputs import write_yaml
 from fl_lightning.metrics import Interval, bounds, interval
@@ -54,6 +54,17 @@ class Matrix(BaseModel):
     metric: str = "attack/success"
     jobs: Jobs = 2
     tune: dict[str, Any] | None = None
+
+    @field_validator("attacks", "servers")
+    @classmethod
+    def _plain_labels(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for label in value:
+            if label == NO_ATTACK or not label.strip() or len(label) > 100 or "|" in label or not label.isprintable():
+                raise ConfigError(
+                    f"a label is a name of at most 100 characters, without '|', and not {NO_ATTACK!r}, which is the column that "
+                    f"is there anyway; got {excerpt(label)}"
+                )
+        return value
 
     def experiments(self, fast: bool = False) -> dict[str, Experiment]:
         """Every cell as an experiment named `attack | server`; the attack-free ones are the twins of all others.

@@ -257,12 +257,26 @@ class Federation:
             if defense.needs_classifier:
                 with errors_under(f"defenses.{label}"):
                     _ = self.bench.flat.layout.classifier
+        self._check_metrics()
         refuse_absent_attackers(self.experiment)
         for caution in attack_cautions(self.experiment):
             say_once(caution)
         rule = self.experiment.aggregator
         for caution in rule.cautions(self.experiment.participation.per_round(len(self.assignment))):
             warnings.warn(caution, stacklevel=3)
+
+    def _check_metrics(self) -> None:
+        """Try the figures of `evaluation.metrics` on the first model: what they cannot take shows before a round."""
+        if not self.experiment.evaluation.metrics:
+            return
+        clean = self.goal.clean
+        scores_nK = self.bench.flat.scores(self.bench.flat.vector(), clean.x)
+        for label, metric in self.experiment.evaluation.metrics.items():
+            with errors_under(f"evaluation.metrics.{label}"):
+                try:
+                    metric.compute(scores_nK, clean.y, self.data.classes)
+                except (RuntimeError, ValueError, TypeError, LookupError) as error:
+                    raise ConfigError(f"does not fit this model and data: {error}") from None
 
     def initial_state(self) -> FederationState:
         """The state before the first round."""

@@ -14,7 +14,7 @@ from fl_lightning.callbacks import NAMES
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Registry, Settings, Slot
+from fl_lightning.registry import Label, Registry, Settings, Slot
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -101,7 +101,7 @@ class Client(Settings):
     last_batch: Literal["keep", "drop", "merge"] = "keep"
     loop: Literal["federation", "module"] = "federation"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
-    callbacks: dict[str, CallbackConfig] = Field(default_factory=dict)
+    callbacks: dict[Label, CallbackConfig] = Field(default_factory=dict)
 
 
 def batch_plan(n: int, client: Client, generator: torch.Generator) -> list[Tensor]:

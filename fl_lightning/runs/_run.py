@@ -5,7 +5,7 @@ import logging
 import shutil
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -197,10 +197,11 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
         tracking.reopen(store, run_id)
         known = tracking.children(store, run_id)
         for seed in experiment.seeds:
+            outcome = None
             if seed in known:
-                outcomes.append(resume(known[seed], watch))
-            else:
-                outcomes.append(run(one_seed(experiment, seed), name, watch, parent=run_id))
+                with suppress(ConfigError):  # it was killed before it began
+                    outcome = resume(known[seed], watch)
+            outcomes.append(outcome or run(one_seed(experiment, seed), name, watch, parent=run_id))
         spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)
         tracking.end_run(store, run_id, "FINISHED")
@@ -218,6 +219,9 @@ def _finished(run_id: str) -> Outcome:
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
+    if found.info.status == "RUNNING" and store.tracking_uri.startswith("sqlite:") and not found.data.metrics:
+        tracking.end_run(tracking.client(), run_id, "KILLED", "its process was killed before it began")
+        raise ConfigError(f"run {run_id} had not begun when its process was killed: give its command again")
     if found.info.status != "FINISHED":
         raise ConfigError(
             f"run {run_id} is {found.info.status} and {run_folder(run_id)} is not here: "

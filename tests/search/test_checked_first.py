@@ -178,3 +178,32 @@ def test_a_sampler_whose_package_is_missing_is_refused_first(tiny: Any, monkeypa
     monkeypatch.setattr("fl_lightning.search._cmaes.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"sweep\.sampler: cmaes needs a package that is not installed"):
         sweep(tiny(attack="gaussian", sweep={"sampler": "cmaes"}), "tiny")
+
+
+@pytest.mark.parametrize("label", ["no attack", "", " ", "a | b", "x" * 101, "a\x00b"])
+def test_labels_of_a_matrix_tell_cells_apart(label: str):
+    for part in ("attacks", "servers"):
+        with pytest.raises(ValueError, match="a label is a name of at most 100 characters"):
+            small(**{part: {label: {}}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("client.callbacks={'a/b': fl_wbc}", "the label 'a/b'"),
+        ("client.callbacks={'': fl_wbc}", "the label ''"),
+        ("evaluation.metrics={'a/b': {name: torchmetrics, metric: Accuracy}}", "the label 'a/b'"),
+        ("sweep.confirm_seeds=[7, 7]", "confirm_seeds must differ"),
+        ("attack.inflate=1e300", r"attack\.inflate"),
+    ],
+)
+def test_what_mlflow_or_a_round_would_refuse_is_refused_when_it_is_read(change: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load("digits", [change])
+
+
+@pytest.mark.parametrize("metric", ["{metric: MeanSquaredError}", "{metric: F1Score, args: {average: none}}"])
+def test_a_figure_that_does_not_fit_is_refused_before_a_round(metric: str):
+    experiment = load(TINY, [f"evaluation.metrics={{a: {metric.replace('{', '{name: torchmetrics, ', 1)}}}"])
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics\.a: does not fit this model and data"):
+        Federation(experiment)

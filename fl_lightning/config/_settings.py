@@ -136,9 +136,11 @@ class SweepSettings(Settings):
         for path, given in value.items():
             with errors_under(path):
                 try:
-                    as_span(given)
+                    span = as_span(given)
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
+                if path == "attack" and not all(isinstance(name, str) for name in getattr(span, "values", [0])):
+                    raise ConfigError(f"an attack is chosen among names, got {excerpt(given)}")
         return value
 
     @field_validator("constraints")

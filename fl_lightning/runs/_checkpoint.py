@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.paths import runs_folder
 
-__all__ = ["Checkpoint", "check_room", "run_folder", "save_state", "write_atomically"]
+__all__ = ["Checkpoint", "check_room", "end_abandoned", "run_folder", "save_state", "write_atomically"]
 
 log = logging.getLogger("fl_lightning")
 
@@ -25,6 +26,12 @@ SPARE_BYTES = 8 * 2**20
 def run_folder(run_id: str) -> Path:
     """Folder of a run's configuration, journal and checkpoint while it is not finished."""
     return runs_folder() / "state" / run_id
+
+
+def end_abandoned(parent: str) -> None:
+    """End what killed processes have left RUNNING under a run, and take away what nobody will continue from."""
+    for run_id in tracking.end_children(parent, "KILLED", "its process was killed"):
+        shutil.rmtree(run_folder(run_id), ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

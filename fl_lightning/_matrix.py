@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment, Seed, load, read_yaml
-from fl_lightning.errors import errors_under, explain
+from fl_lightning.errors import ConfigError, errors_under, excerpt, explain
+from fl_lightning.federation import Federation
 from fl_lightning.inputs import write_yaml
 from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import number_check
-from fl_lightning.runs import Campaign, Cell, Shown, html_table, latex_table, run_campaign
-from fl_lightning.search import strongest, tunables
+from fl_lightning.runs import Campaign, Cell, Shown, html_table, latex_table, one_seed, run_campaign
+from fl_lightning.search import check_metrics, strongest, tunables
 
 __all__ = ["Matrix", "MatrixOutcome", "load_matrix", "matrix", "run_matrix"]
 
@@ -53,6 +54,17 @@ class Matrix(BaseModel):
     metric: str = "attack/success"
     jobs: Jobs = 2
     tune: dict[str, Any] | None = None
+
+    @field_validator("attacks", "servers")
+    @classmethod
+    def _plain_labels(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for label in value:
+            if label == NO_ATTACK or not label.strip() or len(label) > 100 or "|" in label or not label.isprintable():
+                raise ConfigError(
+                    f"a label is a name of at most 100 characters, without '|', and not {NO_ATTACK!r}, which is the column that "
+                    f"is there anyway; got {excerpt(label)}"
+                )
+        return value
 
     def experiments(self, fast: bool = False) -> dict[str, Experiment]:
         """Every cell as an experiment named `attack | server`; the attack-free ones are the twins of all others.
@@ -278,6 +290,7 @@ def run_matrix(
         ConfigError: a cell that cannot run, before any is started.
     """
     experiments = matrix.experiments(fast)
+    _check(matrix, experiments)
     found: dict[str, dict[str, Any]] = {}
     if matrix.tune is not None:
         found = _tuned(matrix, experiments, fast, progress)
@@ -296,6 +309,15 @@ def run_matrix(
         store.log_text(run_id, write_yaml(found), "tuned.yaml")
     tracking.log_picture(store, run_id, outcome.picture(), "matrix.png")
     return outcome
+
+
+def _check(matrix: Matrix, experiments: Mapping[str, Experiment]) -> None:
+    """Refuse a cell that cannot run, and a metric that none reports."""
+    for name, experiment in experiments.items():
+        with errors_under(name):
+            Federation(one_seed(experiment, matrix.seeds[0]))
+    attacked = next(one for one in experiments.values() if one.attack is not None)
+    check_metrics(one_seed(attacked, matrix.seeds[0]), {"metric": [matrix.metric]})
 
 
 def _tuned(

@@ -258,11 +258,26 @@ class Federation:
             if defense.needs_classifier:
                 with errors_under(f"defenses.{label}"):
                     _ = self.bench.flat.layout.classifier
+        self._check_metrics()
+        refuse_absent_attackers(self.experiment)
         for caution in attack_cautions(self.experiment):
             say_once(caution)
         rule = self.experiment.aggregator
         for caution in rule.cautions(self.experiment.participation.per_round(len(self.assignment))):
             warnings.warn(caution, stacklevel=3)
+
+    def _check_metrics(self) -> None:
+        """Try the figures of `evaluation.metrics` on the first model: what they cannot take shows before a round."""
+        if not self.experiment.evaluation.metrics:
+            return
+        clean = self.goal.clean
+        scores_nK = self.bench.flat.scores(self.bench.flat.vector(), clean.x)
+        for label, metric in self.experiment.evaluation.metrics.items():
+            with errors_under(f"evaluation.metrics.{label}"):
+                try:
+                    metric.compute(scores_nK, clean.y, self.data.classes)
+                except (RuntimeError, ValueError, TypeError, LookupError) as error:
+                    raise ConfigError(f"does not fit this model and data: {error}") from None
 
     def initial_state(self) -> FederationState:
         """The state before the first round."""
@@ -759,15 +774,28 @@ def say_once(what: str) -> None:
     logging.getLogger("fl_lightning").warning("%s", what)
 
 
+def refuse_absent_attackers(experiment: Experiment) -> None:
+    """An attack that nobody carries out is a mistake, unless it is said that nobody is to attack.
+
+    Raises:
+        ConfigError: there is an attack, and no malicious client.
+    """
+    participation = experiment.participation
+    if experiment.attack and not participation.malicious and not isinstance(participation.schedule, Never):
+        raise ConfigError(
+            f"nobody carries out {experiment.attack.name}: participation.malicious is 0; set it, set attack=null, or, where a "
+            "control without attackers is meant, participation.schedule=never",
+            "attack",
+        )
+
+
 def attack_cautions(experiment: Experiment) -> list[str]:
     """What about an experiment makes its attack do nothing, in sentences."""
     attack, participation, seed = experiment.attack, experiment.participation, experiment.seed
     if attack is None:
         return []
     cautions = attack.cautions(experiment)
-    if not participation.malicious:
-        cautions.append(f"attack {attack.name}: participation.malicious is 0, so that nobody attacks")
-    elif not any(participation.schedule.adversarial(round, seed) for round in range(experiment.rounds)):
+    if not any(participation.schedule.adversarial(round, seed) for round in range(experiment.rounds)):
         cautions.append(f"attack {attack.name}: its schedule attacks in none of {experiment.rounds} rounds")
     if attack.inflate > 1 and experiment.server.weights == "equal":
         cautions.append("attack.inflate does nothing where server.weights is equal: nobody is asked for sample counts")

@@ -21,9 +21,9 @@ from importlib.metadata import EntryPoint, entry_points, packages_distributions,
 from inspect import getfile, isabstract
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
@@ -34,6 +34,7 @@ from fl_lightning.paths import find_config
 __all__ = [
     "Component",
     "ConfigError",
+    "Label",
     "PluginError",
     "Registry",
     "Settings",
@@ -103,6 +104,20 @@ def refuse_truth_values(cls: type, values: Any) -> Any:
 def number_check() -> Any:
     """What pydantic calls before it looks at the fields of a class; declared as `_numbers` by models of pydantic."""
     return model_validator(mode="before")(classmethod(refuse_truth_values))  # type: ignore[arg-type]
+
+
+def _label(text: str) -> str:
+    """What MLflow takes as part of the name of a metric."""
+    if not re.fullmatch(r"\w[\w .-]{0,49}", text):
+        raise ConfigError(
+            f"the label {excerpt(text)} may hold letters, digits, space, '.', '_' and '-' only, a letter or digit first, "
+            "and at most 50 of them"
+        )
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
+"""What the user calls a defense, a callback ...; it becomes part of the names of metrics and parameters."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))

@@ -15,7 +15,7 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, ServerContext, State, Verdict
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, say_once
-from fl_lightning.participation import Full
+from fl_lightning.participation import Full, Never
 from fl_lightning.registry import component
 
 
@@ -84,9 +84,11 @@ def test_the_poisoned_row_is_what_the_attack_returned_and_is_counted(tiny):
 
 def test_no_malicious_client_means_no_attack(tiny):
     clean = Federation(tiny()).run()
-    idle = with_parts(tiny(), attack=Constant(), participation=Full(malicious=0)).run()
+    idle = with_parts(tiny(), attack=Constant(), participation=Full(malicious=0, schedule=Never())).run()
     assert torch.equal(clean.global_D, idle.global_D)
     assert all("attack/norm" not in figures for figures in idle.history)
+    with pytest.raises(ConfigError, match=r"nobody carries out constant: participation\.malicious is 0"):
+        with_parts(tiny(), attack=Constant(), participation=Full(malicious=0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -277,10 +279,11 @@ def test_an_attack_that_changes_nothing_is_counted_and_told_once(tiny, caplog):
     assert idle(tiny, caplog, attack=Constant()) == ([None, None], "")
 
 
-def test_an_attack_without_attackers_is_counted_and_told(tiny, caplog):
-    figures, told = idle(tiny, caplog, attack=Constant(), participation={"name": "full"})
-    assert figures == [1.0, 1.0]
-    assert "participation.malicious is 0, so that nobody attacks" in told
+def test_a_control_without_attackers_is_told(tiny, caplog):
+    control = {"name": "full", "schedule": {"name": "never"}}
+    figures, told = idle(tiny, caplog, attack=Constant(), participation=control)
+    assert figures == [None, None]
+    assert "its schedule attacks in none of 2 rounds" in told
 
 
 def test_a_schedule_that_never_begins_is_told(tiny, caplog):

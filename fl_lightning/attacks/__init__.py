@@ -61,7 +61,7 @@ from fl_lightning.attacks._shuffle import Shuffle, shuffle
 from fl_lightning.attacks._sign_flip import SignFlip, sign_flip
 from fl_lightning.attacks._three_dfed import ThreeDfed
 from fl_lightning.attacks._three_dfed_adapt import adapt, feedback
-from fl_lightning.attacks._tunable import Choice, Tunable
+from fl_lightning.attacks._tunable import Choice, Tunable, as_span
 from fl_lightning.attacks._view import Knowledge, KnowledgeError, View
 from fl_lightning.registry import Registry
 
@@ -178,6 +178,7 @@ __all__ = [
     "Warp",
     "adapt",
     "alie",
+    "as_span",
     "beyond_extremes",
     "beyond_spread",
     "bits_flipped",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from fl_lightning import callbacks
-from fl_lightning.attacks._backdoor_training import attacker_client, full_boost
+from fl_lightning.attacks._backdoor_training import attacker_client, boost_cautions, replacing_boost
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._deep import benign_update
 from fl_lightning.attacks._objectives import Objective, TargetSamples
@@ -22,6 +22,8 @@ from fl_lightning.registry import Slot, component
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
+
+    from fl_lightning.config import Experiment
 
 
 @component
@@ -38,7 +40,8 @@ class AlternatingMinimization(Attack):
 
     Attributes:
         form: `joint` or `alternate`.
-        boost: factor on the update (`alternate`: on each adversarial step); None: C / (eta M).
+        boost: factor on the update (`alternate`: on each adversarial step); None: C / (eta M), with full knowledge
+            1 / (eta sum of the attackers' shares of the weights).
         alpha: weight of the clean task (`joint`); 1 is honest training.
         rho: strength of the pull towards the estimated benign update.
         null_space: lambda of FL-WBC's eq. 14, which keeps the displacement where the clean loss is flat (`joint`).
@@ -63,10 +66,14 @@ class AlternatingMinimization(Attack):
     poison_samples: int = Field(default=100, ge=1)
     lr_factor: Annotated[float, Tunable(0.1, 10, log=True)] = Field(default=1.0, gt=0)
 
+    def cautions(self, experiment: "Experiment") -> list[str]:
+        """The default boost is made for a server whose step grows with the update, and needs to know the weights."""
+        return boost_cautions(self.name, self.boost, self.knowledge, experiment)
+
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on both tasks, then boost."""
         client = attacker_client(view.client, None, self.lr_factor, self.steps)
-        boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
+        boost = self.boost or replacing_boost(view)
         dirty = view.dirty(view.draw(self.poison_samples, view.generator("dirty")))
         benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)[: view.flat.trained]
 

@@ -53,6 +53,10 @@ def mix(clean: Samples, dirty: Samples, fraction: float, generator: torch.Genera
     return Samples.cat([clean, dirty[order.to(dirty.y.device)]])
 
 
+UNEQUAL = ("quantity", "dirichlet", "natural")
+"""Partitions whose clients hold different numbers of samples."""
+
+
 def full_boost(n_clients: int, n_malicious: int, server_lr: float) -> float:
     """The factor with which M equal attackers among C equal clients replace the global model: C / (eta M)."""
     return n_clients / (server_lr * n_malicious)
@@ -65,8 +69,30 @@ def replacing_boost(view: View) -> float:
     """
     if view.knowledge != "full":
         return full_boost(view.n_clients, view.n_malicious, view.server_lr)
+    weights = torch.cat([view.own_weights, view.benign_weights])
+    if bool((weights == weights[0]).all()):
+        return full_boost(view.n_clients, view.n_malicious, view.server_lr)
     own = float(view.own_weights.double().sum())
     return (own + float(view.benign_weights.double().sum())) / (view.server_lr * own)
+
+
+def boost_cautions(name: str, boost: float | None, knowledge: str, experiment: "Experiment") -> list[str]:
+    """What the default boost of an attack takes for granted and this experiment does not have."""
+    if boost is not None:
+        return []
+    cautions, server = [], experiment.server
+    if server.optimizer in ("adam", "yogi"):
+        cautions.append(
+            f"attack {name}: its default boost replaces the model where the server adds the update; with "
+            f"{server.optimizer} at the server it means nothing (set attack.boost)"
+        )
+    if server.weights != "equal" and knowledge != "full" and experiment.partition.name in UNEQUAL:
+        cautions.append(
+            f"attack {name}: its default boost takes all clients' weights for equal, and partition {experiment.partition.name} "
+            "makes them unequal: what holds few samples does not replace the model (set attack.boost, attack.knowledge=full, "
+            "or server.weights=equal)"
+        )
+    return cautions
 
 
 def attacker_client(client: Client, epochs: int | None, lr_factor: float, steps: int | None = None) -> Client:
@@ -201,14 +227,8 @@ class BackdoorTraining(Rehearsing):
     project_every: int = Field(default=1, ge=1)
 
     def cautions(self, experiment: "Experiment") -> list[str]:
-        """The default boost is made for a server whose step grows with the update."""
-        optimizer = experiment.server.optimizer
-        if self.boost is not None or optimizer not in ("adam", "yogi"):
-            return []
-        return [
-            f"attack {self.name}: its default boost replaces the model where the server adds the update; with {optimizer} at the "
-            "server it means nothing (set attack.boost)"
-        ]
+        """The default boost is made for a server whose step grows with the update, and needs to know the weights."""
+        return boost_cautions(self.name, self.boost, self.knowledge, experiment)
 
     def boost_in(self, view: View) -> float:
         """The factor in this round."""

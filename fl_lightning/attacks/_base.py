@@ -54,7 +54,7 @@ class Attack(Component, ABC):
     knowledge: Knowledge = "none"
     visible_updates: int = Field(default=0, ge=0)
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=Untargeted)
-    inflate: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    inflate: float = Field(default=1.0, ge=1, le=1e9, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _threat_model(self) -> "Attack":

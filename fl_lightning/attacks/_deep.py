@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fl_lightning import callbacks
-from fl_lightning.attacks._backdoor_training import Start, attacker_client, backdoored, full_boost
+from fl_lightning.attacks._backdoor_training import Start, attacker_client, backdoored, boost_cautions, replacing_boost
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing
@@ -25,6 +25,8 @@ from fl_lightning.registry import Slot, component
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
+
+    from fl_lightning.config import Experiment
 
 Curvature = Literal["ggn", "fisher", "hutchinson"]
 
@@ -103,7 +105,8 @@ class Deep(Rehearsing):
         rho2: strength of the penalty; h has mean 1 and entries in the hundreds, so that SGD diverges where 2 rho2 h_r lr > 2.
         h: `ggn` (exact for ReLU networks without normalisation), `fisher` (empirical) or `hutchinson`; clamped at 0.
         curvature_samples: clean samples that h is estimated on.
-        boost: factor on the update (`printed`: on the adversarial displacement); None: C / (eta M).
+        boost: factor on the update (`printed`: on the adversarial displacement); None: C / (eta M), with full knowledge
+            1 / (eta sum of the attackers' shares of the weights).
         poison_fraction: share of dirty samples in the attackers' training data (`working`).
         poison_samples: size of the shared dirty set D_p (`printed`).
         main_weight: eta_1, the factor on the main displacement (`printed`).
@@ -130,10 +133,14 @@ class Deep(Rehearsing):
     lr_factor: Annotated[float, Tunable(0.1, 1, log=True)] = Field(default=1.0, gt=0)
     start: Annotated[Start, Choice(("global", "foreseen"))] = "global"
 
+    def cautions(self, experiment: "Experiment") -> list[str]:
+        """The default boost is made for a server whose step grows with the update, and needs to know the weights."""
+        return boost_cautions(self.name, self.boost, self.knowledge, experiment)
+
     def poison(self, view: View, state: State) -> Poisoned:
         """Estimate h, train with it, boost."""
         client = attacker_client(view.client, self.epochs, self.lr_factor)
-        boost = self.boost or full_boost(view.n_clients, view.n_malicious, view.server_lr)
+        boost = self.boost or replacing_boost(view)
         benign_D = benign_update(view.global_D, view.previous_D, view.server_lr)[: view.flat.trained]
         curvature_D = self._curvature(view)
         if self.form == "printed":

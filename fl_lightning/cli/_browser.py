@@ -44,12 +44,6 @@ def ui(host: str, port: int) -> int:
 
 
 def _check_place(host: str, port: int) -> None:
-    if host not in LOCAL:
-        print(
-            f"warning: whoever reaches {host}:{port} can read, change and delete all runs, MLflow asks for no password; "
-            "on a shared machine use 127.0.0.1 and an SSH tunnel",
-            file=sys.stderr,
-        )
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -58,6 +52,12 @@ def _check_place(host: str, port: int) -> None:
             why = getattr(error, "strerror", None) or "no name of a machine"
             other = port + 1 if port < 65535 else 5000
             raise ConfigError(f"cannot listen on {host}:{port} ({why}); try --port {other}") from None
+    if host not in LOCAL:
+        print(
+            f"warning: whoever reaches {host}:{port} can read, change and delete all runs, MLflow asks for no password; "
+            "on a shared machine use 127.0.0.1 and an SSH tunnel",
+            file=sys.stderr,
+        )
 
 
 def _dashboard(host: str, port: int, servers: ExitStack) -> "subprocess.Popen[bytes] | None":

@@ -115,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
         "--trust", action="store_true", help="the model's configuration is your own: import and read what it names"
     )
     models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
+    packing = add("pack", _pack, "write one run, search or matrix, with all that belongs to it, to a file")
+    packing.add_argument("what", metavar="RUN|STUDY", help="id of a run, or name of a study")
+    packing.add_argument("file", metavar="FILE.zip", help="the file to write; it must not exist")
+    unpacking = add("unpack", _unpack, "take what `pack` wrote into this runs folder; nothing in it is executed")
+    unpacking.add_argument("file", metavar="FILE.zip", help="what `pack` wrote")
     ui = add("ui", _ui, "open the MLflow UI on the runs")
     ui.add_argument("--port", type=port, default=5000)
     ui.add_argument("--host", default="127.0.0.1")
@@ -395,6 +400,26 @@ def _models(options: argparse.Namespace) -> int:
     from fl_lightning.cli._models import models
 
     return models(options)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from fl_lightning.search import pack
+
+    print(f"written: {pack(options.what, Path(options.file))}")
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    from fl_lightning.search import unpack
+
+    got = unpack(Path(options.file))
+    study = f", study {got.study} with {got.trials} trials" if got.study else ""
+    print(
+        f"unpacked: run {got.run_id}, {got.runs} runs in all, {got.models} models{study}; look closer: fl-lightning ui"
+    )
+    for there, here in got.renamed.items():
+        print(f"{there} of the pack is {here} here: that number was taken")
+    return 0
 
 
 def _ui(options: argparse.Namespace) -> int:

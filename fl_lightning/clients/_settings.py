@@ -16,7 +16,7 @@ from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Registry, Settings, Slot, named_config, plain_fields
+from fl_lightning.registry import Label, Registry, Settings, Slot, named_config, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -106,7 +106,7 @@ class Client(Settings):
     loop: Literal["federation", "module"] = "federation"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
     scheduler: Annotated[Scheduler, Slot("scheduler")] | None = None
-    callbacks: dict[str, CallbackConfig] = Field(default_factory=dict)
+    callbacks: dict[Label, CallbackConfig] = Field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; without `scheduler` where there is none, as configurations were before there were any."""

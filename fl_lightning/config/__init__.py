@@ -1,7 +1,8 @@
 """The configuration of an experiment: load, override, validate, dump."""
 
 from fl_lightning.config._experiment import Experiment, dump, experiment_names, load, load_text, read_yaml
-from fl_lightning.config._settings import Direction, Evaluation, Label, Seed, SweepSettings, Tracking, parse_bound
+from fl_lightning.config._settings import Direction, Evaluation, Seed, SweepSettings, Tracking, parse_bound
+from fl_lightning.registry import Label
 from fl_lightning.server import Server
 
 __all__ = [

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
 from fl_lightning.clients import Client, Sgd
-from fl_lightning.config._settings import Evaluation, Label, Seed, SweepSettings, Tracking
+from fl_lightning.config._settings import Evaluation, Seed, SweepSettings, Tracking
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
 from fl_lightning.engines import Engine, TrainerSettings, Vectorized
@@ -28,7 +28,7 @@ from fl_lightning.models import Mlp, Model, SampleLoss
 from fl_lightning.participation import Full, Participation
 from fl_lightning.partition import Degree, Partition
 from fl_lightning.paths import config_names, find_config, is_file
-from fl_lightning.registry import Slot, foreign, named_config, no_imports, number_check, to_plain
+from fl_lightning.registry import Label, Slot, foreign, named_config, no_imports, number_check, to_plain
 from fl_lightning.server import Server
 
 FAST_ROUNDS, FAST_TRIALS = 2, 3

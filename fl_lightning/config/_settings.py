@@ -1,32 +1,18 @@
 """Settings of an experiment that are no components: when it is evaluated, what is kept, what is searched."""
 
-import re
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fl_lightning.errors import ConfigError, excerpt
+from fl_lightning.attacks import as_span
+from fl_lightning.errors import ConfigError, errors_under, excerpt
 from fl_lightning.parallel import Jobs
-from fl_lightning.registry import Settings, Slot
+from fl_lightning.registry import Label, Settings, Slot
 
 Direction = Literal["maximize", "minimize"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _label(text: str) -> str:
-    """What MLflow takes as part of the name of a metric."""
-    if not re.fullmatch(r"\w[\w .-]{0,49}", text):
-        raise ConfigError(
-            f"the label {excerpt(text)} may hold letters, digits, space, '.', '_' and '-' only, a letter or digit first, "
-            "and at most 50 of them"
-        )
-    return text
-
-
-Label = Annotated[str, AfterValidator(_label)]
-"""What the user calls a defense, a callback ...; it becomes part of the names of metrics and parameters."""
 
 
 class Evaluation(Settings):
@@ -46,7 +32,7 @@ class Evaluation(Settings):
     twin: bool = False
     after: int = Field(default=0, ge=0)
     effect: bool = False
-    metrics: dict[str, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
+    metrics: dict[Label, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
 
 
 class Tracking(Settings):
@@ -140,7 +126,22 @@ class SweepSettings(Settings):
         both = sorted(set(self.seeds) & set(self.confirm_seeds))
         if both or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other and from confirm_seeds, got {list(self.seeds)}")
+        if len(set(self.confirm_seeds)) < len(self.confirm_seeds):
+            raise ValueError(f"confirm_seeds must differ from each other, got {list(self.confirm_seeds)}")
         return self
+
+    @field_validator("space")
+    @classmethod
+    def _ranges(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for path, given in value.items():
+            with errors_under(path):
+                try:
+                    span = as_span(given)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
+                if path == "attack" and not all(isinstance(name, str) for name in getattr(span, "values", [0])):
+                    raise ConfigError(f"an attack is chosen among names, got {excerpt(given)}")
+        return value
 
     @field_validator("constraints")
     @classmethod

@@ -1,7 +1,7 @@
 """Tracked runs that can be killed and continued: one, one a seed, or a campaign of many."""
 
 from fl_lightning.runs._campaign import Campaign, Cell, run_campaign
-from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
+from fl_lightning.runs._checkpoint import Checkpoint, end_abandoned, run_folder, write_atomically
 from fl_lightning.runs._results import Results, Shown, html_table, latex_table, open, text_of
 from fl_lightning.runs._run import Outcome, Watch, one_seed, reason, resume, run
 from fl_lightning.runs._warmup import attack_start
@@ -15,6 +15,7 @@ __all__ = [
     "Shown",
     "Watch",
     "attack_start",
+    "end_abandoned",
     "html_table",
     "latex_table",
     "one_seed",

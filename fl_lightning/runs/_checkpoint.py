@@ -1,18 +1,26 @@
 """What a killed run continues from: one folder a run, replaced atomically."""
 
+import io
 import logging
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fl_lightning import tracking
+from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.paths import runs_folder
 
-__all__ = ["Checkpoint", "run_folder", "save_state", "write_atomically"]
+__all__ = ["Checkpoint", "check_room", "end_abandoned", "run_folder", "save_state", "write_atomically"]
 
 log = logging.getLogger("fl_lightning")
+
+SPARE_BYTES = 8 * 2**20
+"""Room for figures, pictures and the database."""
 
 
 def run_folder(run_id: str) -> Path:
@@ -20,25 +28,65 @@ def run_folder(run_id: str) -> Path:
     return runs_folder() / "state" / run_id
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def end_abandoned(parent: str) -> None:
+    """End what killed processes have left RUNNING under a run, and take away what nobody will continue from."""
+    for run_id in tracking.end_children(parent, "KILLED", "its process was killed"):
+        shutil.rmtree(run_folder(run_id), ignore_errors=True)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file so that a reader, or a crash, sees the old or the new content and never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk this makes room for the rest
+        raise
 
 
 def save_state(federation: Federation, path: Path) -> None:
     """Replace a file by the federation's state; a killed process leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        torch.save(federation.state_dict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = io.BytesIO()  # torch's own writer has no word for a full disk
+    torch.save(federation.state_dict(), content)
+    write_atomically(path, content.getbuffer())
+
+
+def check_room(federation: Federation) -> None:
+    """Refuse a run whose checkpoints and models the disk has no room for.
+
+    Raises:
+        ConfigError: naming the folder, what is needed and what is free.
+    """
+    folder, settings = runs_folder(), federation.experiment.tracking
+    while not folder.exists():
+        folder = folder.parent
+    state, model = _bytes(federation.state_dict()), _bytes(federation.state.global_D)
+    kept = sum(round < federation.experiment.planned_rounds for round in settings.keep_rounds)
+    models = (
+        3 + (federation.paired is not None) if settings.models else 0
+    )  # final, strongest, its twin; each in two formats
+    needed = 2 * state + (kept + models) * 2 * model + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigError(
+            f"needs {needed / 1e6:,.1f} MB for checkpoints and models, and where {runs_folder()} lies {free / 1e6:,.1f} MB are "
+            "free: make room, set FL_LIGHTNING_RUNS to another folder, or tracking.models=false",
+            "tracking",
+        )
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in a plain value."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 class Checkpoint:

@@ -1,12 +1,11 @@
 """Tracked runs: start, finish, continue after a kill, repeat over seeds."""
 
-import errno
 import json
 import logging
 import shutil
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.parallel import exclusive, interruptible
-from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
+from fl_lightning.runs._checkpoint import Checkpoint, check_room, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
@@ -86,7 +85,7 @@ def run(
     """
     if experiment.seeds:
         store = tracking.client()
-        Federation(one_seed(experiment, experiment.seeds[0]))  # bad input shows before a run exists
+        check_room(Federation(one_seed(experiment, experiment.seeds[0])))  # bad input shows before a run exists
         run_id = tracking.create_run(
             store, experiment, tracking.run_name(experiment), "seeds", **{"fl.experiment": name}
         )
@@ -94,6 +93,7 @@ def run(
         return _run_seeds(run_id, experiment, name, watch)
     federation = Federation(experiment)
     store = tracking.client()
+    check_room(federation)
     title = title or tracking.run_name(experiment)
     run_id = tracking.create_run(store, experiment, title, kind, parent, **{"fl.experiment": name})
     _remember(run_id, experiment, name)
@@ -176,7 +176,7 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warm
             tracker.abandon("KILLED", "interrupted")
             raise
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if tracking.disk_full(error):
                 error.add_note(
                     f"no room is left where {folder} lies; make some, then: fl-lightning run --resume {run_id}"
                 )
@@ -197,10 +197,11 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
         tracking.reopen(store, run_id)
         known = tracking.children(store, run_id)
         for seed in experiment.seeds:
+            outcome = None
             if seed in known:
-                outcomes.append(resume(known[seed], watch))
-            else:
-                outcomes.append(run(one_seed(experiment, seed), name, watch, parent=run_id))
+                with suppress(ConfigError):  # it was killed before it began
+                    outcome = resume(known[seed], watch)
+            outcomes.append(outcome or run(one_seed(experiment, seed), name, watch, parent=run_id))
         spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)
         tracking.end_run(store, run_id, "FINISHED")
@@ -218,6 +219,9 @@ def _finished(run_id: str) -> Outcome:
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
+    if found.info.status == "RUNNING" and store.tracking_uri.startswith("sqlite:") and not found.data.metrics:
+        tracking.end_run(tracking.client(), run_id, "KILLED", "its process was killed before it began")
+        raise ConfigError(f"run {run_id} had not begun when its process was killed: give its command again")
     if found.info.status != "FINISHED":
         raise ConfigError(
             f"run {run_id} is {found.info.status} and {run_folder(run_id)} is not here: "

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, cast, get_type_hints
 
-from fl_lightning.attacks import Attack, Choice, Tunable
+from fl_lightning.attacks import Attack, Choice, Tunable, as_span
 from fl_lightning.config import Experiment
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.registry import named_config, registry
 
 __all__ = ["Ask", "Space", "Span", "changes", "search_space", "tunables"]
@@ -34,17 +34,11 @@ def search_space(experiment: Experiment) -> Space:
 
 
 def _span(path: str, given: Any) -> Span:
-    if isinstance(given, Mapping) and set(given) == {"choice"}:
-        given = given["choice"]
-    try:
-        if not isinstance(given, list):
-            return Tunable(**given)
-        if not given or not all(isinstance(value, str | int | float | bool) for value in given):
-            raise ValueError(f"choices are names or numbers, at least one, got {given!r}")
-        return Choice(tuple(given))
-    except (TypeError, ValueError) as error:
-        expected = "expected {low, high, log, integer}, a list or {choice: [...]}"
-        raise ConfigError(f"{expected}: {error}", f"sweep.space.{path}") from None
+    with errors_under(f"sweep.space.{path}"):
+        try:
+            return as_span(given)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def tunables(attack: type[Attack]) -> dict[str, Span]:

@@ -11,11 +11,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fl_lightning import tracking
 from fl_lightning.config import Experiment, load
 from fl_lightning.paths import runs_folder
-from fl_lightning.runs import attack_start
+from fl_lightning.runs import attack_start, end_abandoned
 from fl_lightning.search import _storage as studies
+from fl_lightning.search._cmaes import CmaEs
 from fl_lightning.search._pruning import pruner
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -128,7 +128,7 @@ def end_killed(study: optuna.Study) -> None:
         if fixed := trial.system_attrs.get("fixed_params"):  # it was not drawn: the next one would be
             study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    tracking.end_children(study.user_attrs["run_id"], "KILLED", "its process was killed")
+    end_abandoned(study.user_attrs["run_id"])
 
 
 def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -137,7 +137,7 @@ def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
-        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+        "cmaes": lambda: CmaEs(seed=seed),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
     }
     return made[name]()

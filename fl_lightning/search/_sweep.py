@@ -24,6 +24,7 @@ from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import interruptible
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
+from fl_lightning.search._cmaes import check_sampler
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
 from fl_lightning.search._pictures import pictures
 from fl_lightning.search._reported import check_reported
@@ -130,6 +131,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
         experiment = experiment.override({"attack": attack and attack.to_dict()})
     if experiment.sweep.jobs != 1:
         refuse_unreachable(experiment)
+    check_sampler(experiment.sweep.sampler)
     check_first(experiment)  # bad input shows before a study exists
     Federation(experiment)
     check_reported(experiment)

@@ -14,7 +14,7 @@ from fl_lightning.config import load
 from fl_lightning.parallel import Jobs, begin_worker, settings, share_cores
 from fl_lightning.parallel import _ray as cluster
 from fl_lightning.parallel._endings import GOODBYE_SECONDS
-from fl_lightning.search._study import DONE, MEASURED, Task, killed, quiet, was_killed
+from fl_lightning.search._study import DONE, MEASURED, PLACE, Task, killed, quiet, was_killed
 from fl_lightning.search._trials import TrialFailedError, run_trial
 
 REFUSALS = 3
@@ -106,4 +106,6 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
             raise RuntimeError(f"Optuna took no result of the last {REFUSALS} trials")
         measured = study.get_trials(deepcopy=False, states=MEASURED)
         if measured and measured[-1].values:
-            store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)
+            last = measured[-1]
+            place = last.system_attrs.get(PLACE, last.number)  # killed trials leave no gap
+            store.log_metric(task.run_id, f"sweep/{first}", last.values[0], step=place)

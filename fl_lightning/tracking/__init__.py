@@ -9,6 +9,7 @@ from fl_lightning.tracking import _settings as _settings  # before MLflow is imp
 from fl_lightning.tracking._embedded import StoreError
 from fl_lightning.tracking._environment import environment, git_revision
 from fl_lightning.tracking._models import kept_rounds
+from fl_lightning.tracking._packed import PackedRuns, described, download, enter, places, refuse_known
 from fl_lightning.tracking._registered import (
     Registered,
     card,
@@ -44,9 +45,10 @@ from fl_lightning.tracking._store import (
     run_name,
     tracking_uri,
 )
-from fl_lightning.tracking._tracker import Tracker, TrackingGoneError
+from fl_lightning.tracking._tracker import Tracker, TrackingGoneError, disk_full
 
 __all__ = [
+    "PackedRuns",
     "Registered",
     "StoreError",
     "Tracker",
@@ -56,9 +58,13 @@ __all__ = [
     "client",
     "compare",
     "create_run",
+    "described",
+    "disk_full",
+    "download",
     "end_children",
     "end_run",
     "ended_as_it_is",
+    "enter",
     "environment",
     "experiment_id",
     "export",
@@ -76,7 +82,9 @@ __all__ = [
     "named_children",
     "nested",
     "opened_uri",
+    "places",
     "recorded_config",
+    "refuse_known",
     "register",
     "registered_models",
     "registered_name",

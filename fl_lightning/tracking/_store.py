@@ -286,12 +286,13 @@ def find_tagged(store: MlflowClient, experiment: str, tag: str, value: str) -> s
     return str(found[0].info.run_id) if found else None
 
 
-def end_children(run_id: str, status: str, reason: str) -> None:
-    """End every run below that is still RUNNING."""
-    store = client()
+def end_children(run_id: str, status: str, reason: str) -> list[str]:
+    """End every run below that is still RUNNING; returns their ids."""
+    store, ended = client(), []
     for run in nested(store, run_id, " AND attributes.status = 'RUNNING'"):
-        end_children(run.info.run_id, status, reason)
+        ended += [*end_children(run.info.run_id, status, reason), run.info.run_id]
         end_run(store, run.info.run_id, status, reason)
+    return ended
 
 
 def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> None:

@@ -1,5 +1,6 @@
 """The observer that keeps a run in MLflow."""
 
+import errno
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import curves
 from fl_lightning.partition import plot as plot_partition
+from fl_lightning.paths import runs_folder
 from fl_lightning.tracking._journal import Entry, Journal
 from fl_lightning.tracking._models import ROUNDS, log_model, save_weights
 from fl_lightning.tracking._registered import register
@@ -153,11 +155,21 @@ class Tracker:
 
 
 class TrackingGoneError(ConnectionError):
-    """The tracking server did not come back before the end of a run; nothing is lost."""
+    """The tracking server did not come back before the end of a run, or has no room; nothing is lost."""
 
     def __init__(self, run_id: str, rounds: int, folder: Path, cause: Exception | None):
         self.run_id = run_id
+        what = f"has no room left where {runs_folder()} lies" if disk_full(cause) else "does not answer"
         super().__init__(
-            f"MLflow at {tracking_uri()} does not answer ({cause}); {rounds} rounds of metrics are kept in {folder}. "
+            f"MLflow at {tracking_uri()} {what} ({cause}); {rounds} rounds of metrics are kept in {folder}. "
             f"Deliver them with: fl-lightning run --resume {run_id}"
         )
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is what an error comes from."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

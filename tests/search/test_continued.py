@@ -38,7 +38,7 @@ def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
     runs_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
     runs_folder.mkdir()
-    monkeypatch.setattr(tracking, "end_children", lambda *_: None)
+    monkeypatch.setattr(tracking, "end_children", lambda *_: [])
     whole = study(runs_folder, "whole", kind)
     whole.enqueue_trial({"x": 0.5, "y": 0.5})
     whole.optimize(draw, n_trials=9)

@@ -176,6 +176,7 @@ class FederationState:
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
         stopped: why the run ended early, or None.
+        given_up: whether it was an observer that ended it: nobody asks for its model.
     """
 
     round: int
@@ -189,6 +190,11 @@ class FederationState:
     history: list[Metrics] = field(default_factory=list)
     strongest: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
+    given_up: bool = False
+
+    def give_up(self, reason: str) -> None:
+        """End the run after this round; an observer does, who has seen enough."""
+        self.stopped, self.given_up = reason, True
 
 
 class Federation:

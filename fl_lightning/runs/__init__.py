@@ -1,9 +1,11 @@
 """Tracked runs that can be killed and continued: one, one a seed, or a campaign of many."""
 
-from fl_lightning.runs._campaign import Campaign, Cell, run_campaign
+from fl_lightning.runs._campaign import Campaign, run_campaign
+from fl_lightning.runs._cells import Cell
 from fl_lightning.runs._checkpoint import Checkpoint, run_folder, write_atomically
 from fl_lightning.runs._results import Results, Shown, html_table, latex_table, open, text_of
-from fl_lightning.runs._run import Outcome, Watch, one_seed, reason, resume, run
+from fl_lightning.runs._run import Outcome, Watch, no_observers, one_seed, reason
+from fl_lightning.runs._seeds import resume, run
 from fl_lightning.runs._warmup import attack_start
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "attack_start",
     "html_table",
     "latex_table",
+    "no_observers",
     "one_seed",
     "open",
     "reason",

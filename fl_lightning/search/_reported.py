@@ -5,7 +5,7 @@ from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import GLOSSARY, meaning
-from fl_lightning.search._space import search_space
+from fl_lightning.search._space import Space
 
 __all__ = ["check_reported"]
 
@@ -13,7 +13,7 @@ LATE = ("attack/persistence", "attack/persistence_for_good", "attack/persists")
 """Reported some rounds after the last attacked one: two rounds do not show them."""
 
 
-def check_reported(experiment: Experiment) -> None:
+def check_reported(experiment: Experiment, space: Space) -> None:
     """Refuse metrics and constraints that no trial reports.
 
     Raises:
@@ -31,7 +31,7 @@ def check_reported(experiment: Experiment) -> None:
     reported = _reported(experiment)
     for field, name in unsure:
         # Another attack of the space may report figures of its own.
-        if name not in reported and not (name.startswith("attack/") and _searches_attacks(experiment)):
+        if name not in reported and not (name.startswith("attack/") and isinstance(space.get("attack"), Choice)):
             raise ConfigError(f"no round reports {name!r}; {suggest(name, reported)}", field)
 
 
@@ -40,7 +40,3 @@ def _reported(experiment: Experiment) -> set[str]:
     short = experiment.override(changes | {"participation.schedule": {"name": "always"}}).faster()
     history = Federation(short).run().history
     return {name for figures in history for name in figures if not name.startswith("time/")}
-
-
-def _searches_attacks(experiment: Experiment) -> bool:
-    return isinstance(search_space(experiment).get("attack"), Choice)

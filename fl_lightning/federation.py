@@ -393,7 +393,7 @@ class Federation:
         for label, defense in self.experiment.defenses.items():
             if not defense.at_clients:
                 continue
-            acting_C = ~trained.cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
+            acting_C = ~trained.cohort.malicious.to(updates_CD.device) | defense.malicious_too
             context = self.context(weights_C[acting_C], trained.cohort.clients[acting_C.cpu()])
             verdict = defense.apply(updates_CD[acting_C], context, self.state.defenses[label])
             updates_CD = updates_CD.clone()
@@ -647,7 +647,7 @@ class Federation:
         attacked = self.experiment.attack is not None
         owners: Sequence[str] = ()
         chosen: Mapping[str, Metric] = self.experiment.evaluation.metrics
-        if getattr(self.experiment.partition, "test_by_owner", False):
+        if self.experiment.partition.test_by_owner:
             owners = self.data.owner_names
         return evaluate(
             self.bench.flat, self.state.global_D, self.goal_now(), self.data.classes, attacked, owners, chosen

@@ -176,6 +176,7 @@ class FederationState:
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
         stopped: why the run ended early, or None.
+        given_up: whether it was an observer that ended it: nobody asks for its model.
     """
 
     round: int
@@ -189,6 +190,11 @@ class FederationState:
     history: list[Metrics] = field(default_factory=list)
     strongest: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
+    given_up: bool = False
+
+    def give_up(self, reason: str) -> None:
+        """End the run after this round; an observer does, who has seen enough."""
+        self.stopped, self.given_up = reason, True
 
 
 class Federation:
@@ -402,7 +408,7 @@ class Federation:
         for label, defense in self.experiment.defenses.items():
             if not defense.at_clients:
                 continue
-            acting_C = ~trained.cohort.malicious.to(updates_CD.device) | getattr(defense, "malicious_too", False)
+            acting_C = ~trained.cohort.malicious.to(updates_CD.device) | defense.malicious_too
             context = self.context(weights_C[acting_C], trained.cohort.clients[acting_C.cpu()])
             verdict = defense.apply(updates_CD[acting_C], context, self.state.defenses[label])
             updates_CD = updates_CD.clone()
@@ -656,7 +662,7 @@ class Federation:
         attacked = self.experiment.attack is not None
         owners: Sequence[str] = ()
         chosen: Mapping[str, Metric] = self.experiment.evaluation.metrics
-        if getattr(self.experiment.partition, "test_by_owner", False):
+        if self.experiment.partition.test_by_owner:
             owners = self.data.owner_names
         return evaluate(
             self.bench.flat, self.state.global_D, self.goal_now(), self.data.classes, attacked, owners, chosen

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
-from fl_lightning.registry import Component, Registry, Slot, component
+from fl_lightning.registry import Component, Registry, Slot
 
 __all__ = [
     "Always",
@@ -43,7 +43,6 @@ class Schedule(Component, ABC):
         return torch.ones(count, dtype=torch.bool)
 
 
-@component
 class Always(Schedule):
     """Attack in every round."""
 
@@ -54,7 +53,6 @@ class Always(Schedule):
         return True
 
 
-@component
 class Never(Schedule):
     """Attack in no round: the malicious clients are honest for ever, a control."""
 
@@ -65,7 +63,6 @@ class Never(Schedule):
         return False
 
 
-@component
 class FromRound(Schedule):
     """Attack in every round from `round` on (the papers' multiple shots, `MA_t`)."""
 
@@ -77,7 +74,6 @@ class FromRound(Schedule):
         return round >= self.round
 
 
-@component
 class Once(Schedule):
     """Attack in one round only (the papers' single shot, `SA_t`)."""
 
@@ -89,7 +85,6 @@ class Once(Schedule):
         return round == self.round
 
 
-@component
 class Spaced(Schedule):
     """Attack in the round `first` and in every `every`-th round after it, `times` times."""
 
@@ -104,7 +99,6 @@ class Spaced(Schedule):
         return off == 0 and 0 <= count < self.times
 
 
-@component
 class Staggered(Schedule):
     """The malicious clients attack one after the other: number k, by id, in round `first + k * every` only.
 
@@ -126,7 +120,6 @@ class Staggered(Schedule):
         return torch.arange(count) == (round - self.first) // self.every
 
 
-@component
 class Random(Schedule):
     """Attack in each round with a probability, independently."""
 
@@ -152,7 +145,6 @@ class Cohort(NamedTuple):
     adversarial: bool
 
 
-@component
 class Participation(Component, ABC):
     """Draws the participants of each round.
 
@@ -212,7 +204,6 @@ class Participation(Component, ABC):
         return Cohort(clients, attacking[clients], adversarial)
 
 
-@component
 class Full(Participation):
     """Every client takes part in every round."""
 
@@ -229,7 +220,6 @@ class Full(Participation):
         return n_clients
 
 
-@component
 class Fraction(Participation):
     """A random fraction of the clients takes part in each round, at least one."""
 
@@ -241,7 +231,6 @@ class Fraction(Participation):
         return max(1, round(self.fraction * n_clients))
 
 
-@component
 class KOfN(Participation):
     """Exactly `k` random clients take part in each round."""
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass as stdlib_dataclass
+from dataclasses import field as dataclass_field
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
-from inspect import getfile, isabstract
+from inspect import get_annotations, getfile, isabstract
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
@@ -126,6 +127,11 @@ class Settings:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        declared: set[str] = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+        for name in get_annotations(cls):
+            if name not in vars(cls) and name not in declared and hasattr(cls, name):
+                # a base declares it for all; of a class that makes it a setting, it is no default
+                setattr(cls, name, dataclass_field())
         if "_truth_values" not in vars(cls):
             cls._truth_values = number_check()  # type: ignore[attr-defined]
         pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)(cls)

@@ -19,7 +19,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, FederationState, Trained
 from fl_lightning.participation import Cohort
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, named_config, registry
+from fl_lightning.registry import named_config, registry
 
 CLIENTS = 7
 RULES = registry("aggregator").names()
@@ -53,7 +53,6 @@ OPTIONS = {"hessian_regularizer": {"rho": 0.1}, "proximal_pull": {"rho": 0.1}}
 """What a callback does not work without."""
 
 
-@component
 class Filled(Attack):
     """Submits one number in every coordinate, or in the last one of a zero update."""
 

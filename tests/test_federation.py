@@ -16,10 +16,8 @@ from fl_lightning.defenses import Defense, ServerContext, State, Verdict
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, say_once
 from fl_lightning.participation import Full, Never
-from fl_lightning.registry import component
 
 
-@component
 class Constant(Attack):
     """Submits the same number everywhere and remembers how often it has done so."""
 
@@ -34,7 +32,6 @@ class Constant(Attack):
         return Poisoned(updates, {"rounds": state["rounds"] + 1}, {"norm": float(updates[0].norm())})
 
 
-@component
 class DropRows(Defense):
     """Drops the first n rows that it sees and counts its calls."""
 
@@ -252,7 +249,6 @@ def test_what_is_submitted_can_be_had_without_moving_the_model(tiny):
 # --- an attack that does nothing says so -------------------------------------------------------------------------------
 
 
-@component
 class Honest(Attack):
     """Sends what honest clients send."""
 

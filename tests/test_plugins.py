@@ -26,7 +26,6 @@ import torch
 from lightning.pytorch import Callback
 from fl_lightning import Aggregate, Aggregator, component
 
-@component
 class Ours(Aggregator):
     """The first row."""
     name: ClassVar[str] = "ours"

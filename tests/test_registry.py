@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fl_lightning import registry as module
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import SLOTS, Component, Registry, Slot, component, registry
+from fl_lightning.registry import SLOTS, Component, Registry, Slot, registry
 
 
 class Shape(Component):
@@ -18,7 +18,6 @@ class Shape(Component):
     """
 
 
-@component
 class Circle(Shape):
     """Round."""
 
@@ -26,7 +25,6 @@ class Circle(Shape):
     radius: float = Field(default=1.0, gt=0)
 
 
-@component
 class Box(Shape):
     """Two sides."""
 

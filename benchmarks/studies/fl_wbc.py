@@ -29,7 +29,6 @@ from fl_lightning.models import Mlp, Model, WbcFmnistCnn
 from fl_lightning.models._layers import cnn
 from fl_lightning.participation import Cohort, FromRound, KOfN, Once
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component
 
 START, EVERY, LR = 25, 4, 0.05
 THIRD = 2
@@ -81,7 +80,6 @@ class Plan(NamedTuple):
         return below.index(True) if True in below else len(below)
 
 
-@component
 class SmallCnn(Model):
     """FL-WBC's CNN with half as many channels: 11,274 parameters."""
 
@@ -92,7 +90,6 @@ class SmallCnn(Model):
         return cnn(shape, classes, channels=(8, 16), padding=(2, 2))
 
 
-@component
 class Campaign(KOfN):
     """Attacks in given rounds.
 
@@ -110,7 +107,6 @@ class Campaign(KOfN):
         return KOfN(**settings).sample(round, n_clients, seed)
 
 
-@component
 class Repeated(Attack):
     """Every attacker sends the result of some steps on the targets alone, alpha = 0 in eq. 3 of the FL-WBC paper."""
 

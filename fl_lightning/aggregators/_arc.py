@@ -15,7 +15,6 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 def arc_threshold(norms_C: Tensor, n_byzantine: int) -> tuple[float, int]:
@@ -53,7 +52,6 @@ def arc(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return geometry.scale(clipping_factors(geometry.norms, threshold)).rows
 
 
-@component
 class Arc(PreAggregator):
     """Cuts the longest rows to the length of the longest that remains; use it before nnm.
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +57,15 @@ class Aggregator(Component, ABC):
     uses_past: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
     scores_tell: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+
+        @property
+        def n_byzantine(self) -> int | None:
+            """f, how many rows it takes to be malicious; a field of the rules that ask for it."""
+            return None
+    else:
+        n_byzantine = None
 
     def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
         """Aggregate the updates of a round.
@@ -112,9 +121,9 @@ class Aggregator(Component, ABC):
 
     def resolved(self, n_clients: int) -> Self:
         """The rule with a number in place of `n_byzantine: auto`: a fifth of the rows, or the most that it accepts of them."""
-        if not isinstance(getattr(self, "n_byzantine", None), Auto):
+        if not isinstance(self.n_byzantine, Auto):
             return self
-        for count in range(assumed(self.n_byzantine, n_clients), 0, -1):  # type: ignore[attr-defined]
+        for count in range(assumed(self.n_byzantine, n_clients), 0, -1):
             rule = self.assuming(count)
             try:
                 rule.check(n_clients)
@@ -138,8 +147,7 @@ class Aggregator(Component, ABC):
         """How many of `n_clients` rows may be arbitrary: `n_byzantine`, or any minority where a rule has no such setting."""
         if not self.robust:
             return 0
-        n_byzantine: int | None = getattr(self, "n_byzantine", None)
-        return (n_clients - 1) // 2 if n_byzantine is None else n_byzantine
+        return (n_clients - 1) // 2 if self.n_byzantine is None else self.n_byzantine
 
     def on(self, geometry: Geometry, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
         """The call on finite rows whose geometry is known; rules that are weighted means do not make the rows themselves."""
@@ -205,10 +213,9 @@ class Aggregator(Component, ABC):
         As C - f does not grow and f shrinks, a condition such as C > 2f + 2 that held before still holds
         afterwards, unless more rows were removed than the rule tolerates.
         """
-        n_byzantine = getattr(self, "n_byzantine", None)
-        if not removed or n_byzantine is None or isinstance(n_byzantine, Auto):
+        if not removed or self.n_byzantine is None or isinstance(self.n_byzantine, Auto):
             return self
-        return self.assuming(max(0, n_byzantine - removed))
+        return self.assuming(max(0, self.n_byzantine - removed))
 
     def dropping(self, dropped_C: Tensor) -> Self:
         """`without` the rows of a mask, for rules that tell rows apart by their place.

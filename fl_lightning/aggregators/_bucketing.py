@@ -14,7 +14,6 @@ from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 def bucketing_matrix(order: Tensor, s: int) -> Tensor:
@@ -44,7 +43,6 @@ def bucketing(updates_CD: Tensor, s: int, *, order: Tensor) -> Tensor:
     return Geometry(updates_CD).mix(bucketing_matrix(order, s)).rows
 
 
-@component
 class Bucketing(PreAggregator):
     """Averages the rows in random groups of `s`; f malicious rows then spoil up to f of the ceil(C / s) groups.
 

@@ -19,7 +19,6 @@ from fl_lightning.aggregators._krum import lowest, nearest_sums, verdict
 from fl_lightning.aggregators._median import middle_ranks
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import survivors
-from fl_lightning.registry import component
 
 
 class Window(NamedTuple):
@@ -129,7 +128,6 @@ def surviving_near_median(updates_CD: Tensor, rows: Tensor, count: int) -> Tenso
     return (counts_C / counts_C.sum()).to(updates_CD.device, torch.promote_types(updates_CD.dtype, torch.float32))
 
 
-@component
 class Bulyan(Aggregator):
     """Mean of the values nearest the median of the updates that repeated Krum selects; weights are ignored."""
 

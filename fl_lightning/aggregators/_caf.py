@@ -15,7 +15,6 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
-from fl_lightning.registry import component
 
 
 class Filtered(NamedTuple):
@@ -89,7 +88,6 @@ def caf(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return geometry.weighted_sum(caf_shares(geometry.squared_distances, n_byzantine).shares)
 
 
-@component
 class Caf(WeightedMean):
     """Mean of the updates after those that vary most along one direction have lost their weight; sample counts are ignored."""
 

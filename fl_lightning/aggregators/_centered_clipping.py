@@ -14,7 +14,6 @@ from torch import Tensor
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, combined, normalised
-from fl_lightning.registry import component
 
 
 def centered_clipping(
@@ -70,7 +69,6 @@ def middle(values: Tensor) -> float:
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
-@component
 class CenteredClipping(WeightedMean):
     """Moves the last aggregate towards the updates, no step longer than `tau`.
 

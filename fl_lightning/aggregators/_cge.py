@@ -16,7 +16,6 @@ from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import component
 
 
 def cge(updates_CD: Tensor, n_byzantine: int) -> Tensor:
@@ -41,7 +40,6 @@ def cge(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return mean_of(updates_CD, lowest(Geometry(updates_CD).norms, len(updates_CD) - n_byzantine), None)
 
 
-@component
 class Cge(WeightedMean):
     """Mean, weighted where weights are given, of the C - f shortest updates: a shorter attacker always stays."""
 

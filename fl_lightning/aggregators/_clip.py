@@ -13,7 +13,6 @@ from fl_lightning.aggregators._arc import clipping_factors
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 def clipped_rows(updates_CD: Tensor, max_norm: float) -> Tensor:
@@ -36,7 +35,6 @@ def clipped_rows(updates_CD: Tensor, max_norm: float) -> Tensor:
     return geometry.scale(clipping_factors(geometry.norms, max_norm)).rows
 
 
-@component
 class Clip(PreAggregator):
     """Scales long rows down to `max_norm`.
 

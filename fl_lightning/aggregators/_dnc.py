@@ -19,7 +19,6 @@ from fl_lightning.aggregators._krum import lowest
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import component
 
 
 class Outliers(NamedTuple):
@@ -94,7 +93,6 @@ def dnc(updates_CD: Tensor, n_byzantine: int, columns: Sequence[Tensor], *, filt
     return mean_of(updates_CD, dnc_rows(Geometry(updates_CD), n_byzantine, columns, filter_share).rows, None)
 
 
-@component
 class Dnc(WeightedMean):
     """Mean, weighted where weights are given, of the updates that are no outliers along the direction of largest variance.
 

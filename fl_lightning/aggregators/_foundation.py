@@ -16,7 +16,6 @@ from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 def foundation_scores(geometry: Geometry) -> Tensor:
@@ -49,7 +48,6 @@ def foundation(updates_CD: Tensor, copies: int) -> Tensor:
     return geometry.mix(foundation_matrix(foundation_scores(geometry), copies)).rows
 
 
-@component
 class Foundation(PreAggregator):
     """Adds copies of the row farthest from both extremes, which an attacker's row often is: see `copies`.
 

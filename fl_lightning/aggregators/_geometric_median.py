@@ -18,7 +18,6 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mean import mean
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
-from fl_lightning.registry import component
 
 Start = Literal["medoid", "mean"]
 
@@ -94,7 +93,6 @@ def weiszfeld(
     return iterate(shares_C, geometry.distances_to)
 
 
-@component
 class GeometricMedian(WeightedMean):
     """Point with the smallest sum of distances to the updates, weighted where weights are given."""
 

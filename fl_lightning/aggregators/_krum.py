@@ -18,7 +18,6 @@ from fl_lightning.aggregators._distances import squared_distances
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import component
 
 
 def check_krum(n_clients: int, n_byzantine: int, rule: str = "Krum") -> None:
@@ -95,7 +94,6 @@ def verdict(updates_CD: Tensor, rows: Tensor, scores_C: Tensor) -> tuple[Tensor,
     return kept_C.to(updates_CD.device), scores_C.to(updates_CD.device, dtype)
 
 
-@component
 class Krum(WeightedMean):
     """The one update closest to its C - f - 2 nearest others; weights are ignored."""
 

@@ -17,7 +17,6 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import component
 
 MAX_NODES = 2_000_000
 """Nodes of a search for a vertex cover: about a minute."""
@@ -123,7 +122,6 @@ def mda(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return mean_of(updates_CD, mda_rows(Geometry(updates_CD).squared_distances, n_byzantine), None)
 
 
-@component
 class Mda(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the smallest diameter."""
 

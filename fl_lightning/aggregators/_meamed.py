@@ -14,7 +14,6 @@ from fl_lightning.aggregators._bulyan import mean_near_median, surviving_near_me
 from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._threads import column_wise
-from fl_lightning.registry import component
 
 
 def meamed(updates_CD: Tensor, n_byzantine: int) -> Tensor:
@@ -39,7 +38,6 @@ def meamed(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return column_wise(lambda part_CD: mean_near_median(part_CD, rows, count), updates_CD)
 
 
-@component
 class Meamed(Aggregator):
     """Mean, in every coordinate, of the C - f values nearest to the median; weights are ignored."""
 

@@ -14,7 +14,6 @@ from fl_lightning.aggregators._base import Aggregate
 from fl_lightning.aggregators._geometry import Geometry, weighted_sum
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
-from fl_lightning.registry import component
 
 
 def mean(updates_CD: Tensor, weights_C: Tensor | None = None) -> Tensor:
@@ -40,7 +39,6 @@ def shares(weights_C: Tensor) -> Tensor:
     return weights_C / weights_C.sum() if bool(weights_C.any()) else torch.full_like(weights_C, 1 / len(weights_C))
 
 
-@component
 class Mean(WeightedMean):
     """Mean of all updates, weighted by sample counts where they are given."""
 

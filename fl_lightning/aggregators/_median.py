@@ -14,7 +14,6 @@ from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
 from fl_lightning.aggregators._threads import column_wise
-from fl_lightning.registry import component
 
 
 def middle_ranks(n_rows: int, lower: bool) -> range:
@@ -49,7 +48,6 @@ def median(updates_CD: Tensor, *, lower: bool = False) -> Tensor:
     return column_wise(middle, updates_CD)
 
 
-@component
 class Median(Aggregator):
     """Median of every coordinate; weights are ignored."""
 

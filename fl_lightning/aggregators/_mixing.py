@@ -6,8 +6,8 @@ non-negative matrix, so that a chain costs nothing beside the rule's own two pas
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from fl_lightning.aggregators._byzantine import Auto, assumed
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of, on_unmade
-from fl_lightning.registry import Component, ConfigError, Slot, component
+from fl_lightning.registry import Component, ConfigError, Slot
 
 
 class PreAggregator(Component, ABC):
@@ -42,6 +42,15 @@ class PreAggregator(Component, ABC):
     scores_follow: ClassVar[bool] = True
     needs_n_byzantine: ClassVar[bool] = False
     needs_distances: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+
+        @property
+        def n_byzantine(self) -> int | None:
+            """f, how many rows it takes to be malicious; a field of the steps that ask for it."""
+            return None
+    else:
+        n_byzantine = None
 
     @abstractmethod
     def mix(self, geometry: Geometry, past: Past) -> Tensor:
@@ -76,21 +85,20 @@ class PreAggregator(Component, ABC):
 
     def without(self, removed: int) -> Self:
         """The same step after `removed` suspicious rows are gone."""
-        n_byzantine = getattr(self, "n_byzantine", None)
-        if n_byzantine is None or isinstance(n_byzantine, Auto):
+        if self.n_byzantine is None or isinstance(self.n_byzantine, Auto):
             return self
-        return replace(self, n_byzantine=max(0, n_byzantine - removed))  # type: ignore[call-arg]
+        return replace(self, n_byzantine=max(0, self.n_byzantine - removed))  # type: ignore[call-arg]
 
     def resolved(self, n_clients: int) -> Self:
         """The step with a number in place of its own `n_byzantine: auto`."""
-        n_byzantine = getattr(self, "n_byzantine", None)
-        if not isinstance(n_byzantine, Auto):
+        if not isinstance(self.n_byzantine, Auto):
             return self
-        return replace(self, n_byzantine=assumed(n_byzantine, n_clients))  # type: ignore[call-arg]
+        return replace(self, n_byzantine=assumed(self.n_byzantine, n_clients))  # type: ignore[call-arg]
 
     def inheriting(self, n_byzantine: int | None) -> Self:
         """The step with the rule's f, unless it has its own."""
-        if getattr(self, "n_byzantine", n_byzantine) is not None or n_byzantine is None:
+        asks = any(field.name == "n_byzantine" for field in fields(self))
+        if not asks or self.n_byzantine is not None or n_byzantine is None:
             return self
         return replace(self, n_byzantine=n_byzantine)  # type: ignore[call-arg]
 
@@ -109,7 +117,6 @@ class Chain(NamedTuple):
     weights: Tensor | None
 
 
-@component
 class Mixed(Aggregator):
     """A rule on rows that pre-aggregators have scaled or mixed; the loader makes it of the key `pre`.
 
@@ -127,7 +134,7 @@ class Mixed(Aggregator):
         if isinstance(self.rule, Mixed) or not self.pre:
             raise ConfigError("needs a rule and at least one pre-aggregator", "pre")
         for step in self.steps:
-            if step.needs_n_byzantine and getattr(step, "n_byzantine", None) is None:
+            if step.needs_n_byzantine and step.n_byzantine is None:
                 raise ConfigError(f"{step.name} needs n_byzantine, as {self.rule.name} has none", "pre")
 
     @property
@@ -138,7 +145,7 @@ class Mixed(Aggregator):
     @property
     def n_byzantine(self) -> int | None:
         """The rule's."""
-        return getattr(self.rule, "n_byzantine", None)
+        return self.rule.n_byzantine
 
     @property
     def steps(self) -> tuple[PreAggregator, ...]:
@@ -198,7 +205,7 @@ class Mixed(Aggregator):
 
     def tolerated(self, n_clients: int) -> int:
         """The least that any part tolerates."""
-        counts: list[int] = [count for step in self.steps if (count := getattr(step, "n_byzantine", None)) is not None]
+        counts = [step.n_byzantine for step in self.steps if step.n_byzantine is not None]
         if self.rule.robust:
             counts.append(self.rule.tolerated(self.rows(n_clients)) - sum(step.extra(n_clients) for step in self.pre))
         return max(0, min([*counts, (n_clients - 1) // 2]))
@@ -305,6 +312,6 @@ class Mixed(Aggregator):
         """What is unwise about the settings."""
         words = []
         for step in self.steps:
-            words.append(step.caution(n_clients, getattr(step, "n_byzantine", None)))
+            words.append(step.caution(n_clients, step.n_byzantine))
             n_clients = step.rows(n_clients)
         return [word for word in words if word]

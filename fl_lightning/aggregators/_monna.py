@@ -19,7 +19,7 @@ from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import ConfigError, component
+from fl_lightning.registry import ConfigError
 
 
 def monna(updates_CD: Tensor, n_byzantine: int, trusted_D: Tensor) -> Tensor:
@@ -46,7 +46,6 @@ def monna(updates_CD: Tensor, n_byzantine: int, trusted_D: Tensor) -> Tensor:
     return mean_of(updates_CD, lowest(distances_C, len(updates_CD) - n_byzantine), None)
 
 
-@component
 class Monna(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates nearest to one that the server trusts.
 

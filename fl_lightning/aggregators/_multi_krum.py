@@ -20,7 +20,6 @@ from fl_lightning.aggregators._krum import check_krum, krum_scores, lowest, scor
 from fl_lightning.aggregators._mean import shares
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen, influence_of
-from fl_lightning.registry import component
 
 
 def check_multi_krum(n_clients: int, n_byzantine: int, m: int | None) -> None:
@@ -71,7 +70,6 @@ def mean_of(updates_CD: Tensor, rows: Tensor, weights_C: Tensor | None) -> Tenso
     return total.to(updates_CD.dtype)
 
 
-@component
 class MultiKrum(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the best Krum scores."""
 

@@ -15,7 +15,6 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 def nnm_matrix(squared_CC: Tensor, n_byzantine: int) -> Tensor:
@@ -47,7 +46,6 @@ def nnm(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return geometry.mix(nnm_matrix(geometry.squared_distances, n_byzantine)).rows
 
 
-@component
 class Nnm(PreAggregator):
     """Every row becomes the mean of the C - f nearest ones.
 

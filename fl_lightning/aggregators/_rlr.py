@@ -18,7 +18,7 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mean import Mean
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._signs import sign_sums, trained_columns
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 
 def check_rlr(n_clients: int, theta: int) -> None:
@@ -53,7 +53,6 @@ def rlr(updates_CD: Tensor, aggregate_D: Tensor, theta: int, *, trained: slice |
     return turned_D
 
 
-@component
 class Rlr(Aggregator):
     """Another rule's aggregate, turned round where too few clients agree on the sign.
 

@@ -15,7 +15,6 @@ from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._mean import mean
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._signs import agreeing, sign_sums, trained_columns
-from fl_lightning.registry import component
 
 
 def sign_vote(updates_CD: Tensor, lr: float) -> Tensor:
@@ -35,7 +34,6 @@ def sign_vote(updates_CD: Tensor, lr: float) -> Tensor:
     return (lr * sign_sums(updates_CD).sign()).to(updates_CD.dtype)
 
 
-@component
 class SignVote(Aggregator):
     """Every coordinate moves by `lr` in the direction of the majority; running statistics are averaged; weights count there only.
 

@@ -20,7 +20,6 @@ from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
-from fl_lightning.registry import component
 
 MAX_SUBSETS = 200_000
 """Subsets that are tried at most: about a minute for twenty rows."""
@@ -94,7 +93,6 @@ def smea(updates_CD: Tensor, n_byzantine: int, *, max_subsets: int = MAX_SUBSETS
     return mean_of(updates_CD, rows, None)
 
 
-@component
 class Smea(WeightedMean):
     """Mean, weighted where weights are given, of the C - f updates with the smallest largest eigenvalue of their covariance."""
 

@@ -16,7 +16,6 @@ from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
 from fl_lightning.aggregators._threads import column_wise
-from fl_lightning.registry import component
 
 
 def check_trimmed_mean(n_clients: int, n_byzantine: int) -> None:
@@ -57,7 +56,6 @@ def trimmed_mean(updates_CD: Tensor, n_byzantine: int) -> Tensor:
     return column_wise(middle_mean, updates_CD)
 
 
-@component
 class TrimmedMean(Aggregator):
     """Mean of every coordinate without its f smallest and f largest values; weights are ignored.
 

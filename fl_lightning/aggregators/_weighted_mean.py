@@ -9,7 +9,6 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator, check_weights
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
-from fl_lightning.registry import component
 
 
 class Weighed(NamedTuple):
@@ -24,7 +23,6 @@ class Weighed(NamedTuple):
     scores: Tensor | None = None
 
 
-@component
 class WeightedMean(Aggregator, ABC):
     """A rule that is a weighted sum of the rows: two passes over them, one to measure and one to sum.
 

@@ -20,7 +20,6 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import Loss
-from fl_lightning.registry import component
 
 PUBLISHED_SIZE, SMALL_SIZE = 5, 2
 
@@ -42,7 +41,6 @@ def place(shape: tuple[int, int, int], size: int | None, corner: int) -> tuple[s
     return slice(corner, corner + size), slice(corner, corner + size)
 
 
-@component
 class A3fl(LearntTrigger):
     """Search a trigger that works on the broadcast model and on one trained to resist it, then plant it.
 

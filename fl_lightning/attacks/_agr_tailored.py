@@ -24,7 +24,6 @@ from fl_lightning.attacks._selection import largest_accepted, selected, selectio
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Aim = Literal["distance", "backward"]
 
@@ -100,7 +99,6 @@ def against_selection(
     return Tailored(0.0, -torch.inf, False, total)
 
 
-@component
 class AgrTailored(Crafted):
     """AGR-tailored: all malicious clients send mu + gamma p with the gamma that the known rule lets do most.
 

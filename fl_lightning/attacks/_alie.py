@@ -16,7 +16,6 @@ from fl_lightning.attacks._perturbation import half_flipped, wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Side = Literal["minus", "plus"]
 
@@ -63,7 +62,6 @@ def alie(honest_HD: Tensor, z: float, *, sign: Side = "minus") -> Tensor:
     return honest_HD.mean(0) + (z if sign == "plus" else -z) * honest_HD.std(0, correction=0)
 
 
-@component
 class Alie(Crafted):
     """A Little Is Enough: all malicious clients send mean - z standard deviations of the honest updates they know.
 

@@ -18,7 +18,7 @@ from fl_lightning.attacks._objectives import Objective, TargetSamples
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is c
     from fl_lightning.config import Experiment
 
 
-@component
 class AlternatingMinimization(Attack):
     r"""Malicious clients make the model misread a few shared samples, beside honest training and near the benign updates.
 

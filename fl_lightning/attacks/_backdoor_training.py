@@ -23,7 +23,7 @@ from fl_lightning.attacks._view import View
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -192,7 +192,6 @@ def nothing_dirty(view: View) -> int:
     return sum(len(own) == len(bad) and torch.equal(own.y, bad.y) and torch.equal(own.x, bad.x) for own, bad in pairs)
 
 
-@component
 class BackdoorTraining(Rehearsing):
     """An attack that trains on clean and dirty samples together.
 

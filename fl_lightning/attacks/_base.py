@@ -13,7 +13,7 @@ from fl_lightning.attacks._view import LEVELS, Knowledge, View
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import FlatNetwork, Loss
-from fl_lightning.registry import Component, Slot, component
+from fl_lightning.registry import Component, Slot
 
 if TYPE_CHECKING:
     from fl_lightning.config import Experiment
@@ -33,7 +33,6 @@ class Poisoned(NamedTuple):
     metrics: Mapping[str, float] = MappingProxyType({})
 
 
-@component
 class Attack(Component, ABC):
     """An attack by the malicious clients of a round, which act as one.
 

@@ -19,7 +19,6 @@ from fl_lightning.attacks._perturbation import direction, wide
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 MARGIN, NEARER = 0.1, 1e-4
 """Radians: how much closer than the other cluster the crafted update must be, and a little more."""
@@ -78,7 +77,6 @@ def chain(known_HD: Tensor, scale: float = 10.0) -> tuple[Tensor, float]:
     return length * (cos(angle) * along_D + sin(angle) * aside_D), angle
 
 
-@component
 class Chain(Crafted):
     """Chain: all malicious clients send one update that clusters with the honest majority, turned away from its mean.
 

@@ -23,7 +23,6 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork, Loss
-from fl_lightning.registry import component
 
 DECAY, MILESTONES = 0.3, (2, 4, 6, 8)
 """The contrastive learning rate falls to this share after these epochs."""
@@ -56,7 +55,6 @@ def contrastive_loss(features_BF: Tensor, labels_B: Tensor, target: int, weight:
     return (losses_B * torch.where(labels_B == target, weight, 1.0)).mean()
 
 
-@component
 class Chameleon(BackdoorTraining):
     """Two stages: contrastive training of the encoder on clean and dirty samples, then of the head by cross-entropy.
 

@@ -25,7 +25,7 @@ from fl_lightning.attacks._view import View
 from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 KrumLike = Krum | MultiKrum | Bulyan
 
@@ -39,7 +39,6 @@ NARROWEST = -0.5
 """Smallest margin: a crafted row may look half as bad again as the best guessed one."""
 
 
-@component
 class Cmp(Attack):
     """Covert model poisoning: all malicious clients submit one crafted model that the server's rule lets through.
 

@@ -11,7 +11,6 @@ from fl_lightning.attacks._base import Attack
 from fl_lightning.attacks._copies import copies
 from fl_lightning.attacks._known_rows import with_statistics
 from fl_lightning.attacks._view import View
-from fl_lightning.registry import component
 
 CEILING = 1e8
 """Largest norm of a crafted update, in units of the global model's (at least 1): what grows for ever stays a number."""
@@ -43,7 +42,6 @@ def sent(view: View, crafted_P: Tensor, mean_P: Tensor, *, spread: float = 0.0) 
     return bounded(with_statistics(view, rows_MP), view.global_D)
 
 
-@component
 class Crafted(Attack, ABC):
     """An attack whose malicious clients all send one crafted update, or near-copies of it.
 

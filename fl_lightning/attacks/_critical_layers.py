@@ -19,7 +19,6 @@ from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import FlatNetwork
-from fl_lightning.registry import component
 
 HELD_OUT = 0.2
 MOST_HELD_OUT = 200
@@ -76,7 +75,6 @@ def layers_of(flat: FlatNetwork) -> Tensor:
     return torch.repeat_interleave(torch.tensor(owners), torch.tensor(flat.sizes))
 
 
-@component
 class CriticalLayers(BackdoorTraining):
     """Send the backdoored model in its critical layers, and the attackers' mean honest update in all others.
 

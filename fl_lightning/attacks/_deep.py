@@ -21,7 +21,7 @@ from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import FlatNetwork
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -83,7 +83,6 @@ def benign_update(global_D: Tensor, previous_D: Tensor, server_lr: float) -> Ten
     return (global_D - previous_D) / server_lr
 
 
-@component
 class Deep(Rehearsing):
     r"""Deep model poisoning: model replacement that avoids the parameters with a large curvature of the main task.
 

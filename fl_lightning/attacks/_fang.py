@@ -17,12 +17,11 @@ from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import registry
 
 FAMILY = ("fang_krum", "fang_trimmed_mean", "fang_median")
 
 
-@component
 class Fang(Attack, ABC):
     """Local model poisoning: drive the global model against the direction in which it would move without the attack.
 

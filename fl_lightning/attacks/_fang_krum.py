@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning.aggregators import Bulyan, Krum, MultiKrum
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._fang import Fang
 from fl_lightning.attacks._fang_search import Search, accepted, geometry, search_strength, upper_bound
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.registry import component
 
 
 class Deviation(NamedTuple):
@@ -161,7 +161,6 @@ def scatter(direction_D: Tensor, n_rows: int, epsilon: float, generator: torch.G
     return noise_MD
 
 
-@component
 class FangKrum(Fang):
     """Fang's attack on Krum, which also reaches Multi-Krum and Bulyan: near-copies of w_Re - lambda s.
 
@@ -189,9 +188,10 @@ class FangKrum(Fang):
     def craft(self, view: View) -> Poisoned:
         """Search lambda, then send near-copies."""
         server = self.server(view)
-        squared = getattr(server, "squared", True) if self.squared is None else self.squared
-        known = getattr(server, "n_byzantine", None)
-        n_byzantine = view.n_malicious if known is None else known
+        squared = self.squared
+        if squared is None:
+            squared = server.squared if isinstance(server, Krum | MultiKrum | Bulyan) else True
+        n_byzantine = view.n_malicious if server is None or server.n_byzantine is None else server.n_byzantine
         direction_D = self.direction(view)
         offsets_MD = scatter(direction_D, view.n_malicious, self.epsilon, view.generator("copies"))
         radii_M = offsets_MD.double().norm(dim=1).cpu()

@@ -8,10 +8,8 @@ References:
 from typing import ClassVar
 
 from fl_lightning.attacks._fang_trimmed_mean import FangTrimmedMean
-from fl_lightning.registry import component
 
 
-@component
 class FangMedian(FangTrimmedMean):
     """Fang's attack on the median: the values of the attack on the trimmed mean."""
 

@@ -17,7 +17,6 @@ from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._fang import Fang
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.registry import component
 
 
 def beyond_extremes(benign_BD: Tensor, direction_D: Tensor, b: float) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,6 @@ def fang_trimmed_mean(near_D: Tensor, far_D: Tensor, n_malicious: int, generator
     return near_D + draws_MD * (far_D - near_D)
 
 
-@component
 class FangTrimmedMean(Fang):
     """Fang's attack on the trimmed mean: random values just outside the benign range, against the direction of progress.
 

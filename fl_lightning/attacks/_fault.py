@@ -16,7 +16,6 @@ from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._tunable import Choice
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Breakage = Literal["inf", "nan", "huge", "tiny", "bit_flip", "stale"]
 CONSTANTS = {"inf": float("inf"), "nan": float("nan"), "huge": 1e30, "tiny": 1e-30}
@@ -42,7 +41,6 @@ def bits_flipped(honest_MD: Tensor, share: float, generator: torch.Generator) ->
     return rows_MD.to(honest_MD)
 
 
-@component
 class Fault(Attack):
     """Faults: malicious clients are broken.
 

@@ -18,7 +18,6 @@ from fl_lightning.attacks._perturbation import wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Pretence = Literal["zero", "replay", "noise"]
 
@@ -42,7 +41,6 @@ def disguised(
     return noise_MD.mul_(sigma * fading).add_(replay_D)
 
 
-@component
 class FreeRider(Attack):
     """Free riders: malicious clients send nothing, or the global model's last step, with or without noise.
 

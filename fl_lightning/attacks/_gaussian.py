@@ -15,7 +15,6 @@ from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def gaussian(
@@ -52,7 +51,6 @@ def gaussian(
     return honest_MD.mean(0) + honest_MD.std(0, correction=0) * noise_MD
 
 
-@component
 class Gaussian(Attack):
     """Malicious clients send Gaussian noise.
 

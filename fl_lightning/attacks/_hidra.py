@@ -19,7 +19,6 @@ from fl_lightning.attacks._perturbation import direction, wide
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def largest_bias(variance: float, threshold: float, share: float) -> float:
@@ -71,7 +70,6 @@ def hidra(known_HD: Tensor, threshold: float, share: float) -> Tensor:
     return mean_D - largest_bias(variance, threshold, share) * along_D
 
 
-@component
 class Hidra(Crafted):
     """HIDRA: all malicious clients turn the mean back as far as a filter of the rows' variance tolerates.
 

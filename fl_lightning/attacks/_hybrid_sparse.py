@@ -26,7 +26,6 @@ from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.models import FlatNetwork
-from fl_lightning.registry import component
 
 NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -97,7 +96,6 @@ def hybrid_sparse(
     return torch.where(mask_D, mean_D - z_large * sigma_D, mean_D - z_small * sigma_D), z_small
 
 
-@component
 class HybridSparse(Crafted):
     """Hybrid sparse: all malicious clients move few sensitive coordinates far and all others within the honest spread.
 

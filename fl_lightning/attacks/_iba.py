@@ -20,7 +20,6 @@ from fl_lightning.attacks._view import View
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 WIDTH = 16
 
@@ -73,7 +72,6 @@ def generator_of(channels: int, weights: Tensor | None, draw: torch.Generator) -
     return network
 
 
-@component
 class Iba(LearntTrigger):
     """Every image gets a trigger of its own, x' = clip(x + e T(x)), from a generator T that the attackers train.
 

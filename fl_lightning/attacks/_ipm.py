@@ -15,7 +15,6 @@ from fl_lightning.attacks._perturbation import wide
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def ipm(honest_HD: Tensor, epsilon: float) -> Tensor:
@@ -39,7 +38,6 @@ def ipm(honest_HD: Tensor, epsilon: float) -> Tensor:
     return -epsilon * honest_HD.mean(0)
 
 
-@component
 class Ipm(Crafted):
     """Inner product manipulation: all malicious clients send -epsilon times the mean of the benign updates.
 

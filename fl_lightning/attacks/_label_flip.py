@@ -24,7 +24,7 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import Loss
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 Flip = Literal["objective", "per_client", "static", "pair", "symmetric", "dynamic", "next_best"]
 DRAWN = ("pair", "symmetric")
@@ -66,7 +66,6 @@ def chosen(n: int, share: float, independent: bool, generator: torch.Generator) 
     return torch.randperm(n, generator=generator) < round(share * n)
 
 
-@component
 class LabelFlip(Attack):
     """Malicious clients train on dirty labels.
 

@@ -13,10 +13,9 @@ from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 
-@component
 class LearntTrigger(BackdoorTraining, ABC):
     """A backdoor whose trigger changes from round to round; success is counted with the trigger of the round.
 

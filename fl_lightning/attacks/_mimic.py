@@ -17,7 +17,6 @@ from fl_lightning.attacks._perturbation import direction, wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Target = Literal["learnt", "fixed", "farthest"]
 
@@ -46,7 +45,6 @@ def follow_spread(rows_HD: Tensor, mean_D: Tensor, direction_D: Tensor, round: i
     return mean_D, direction(keep * direction_D + spread_D / (round + 1))
 
 
-@component
 class Mimic(Attack):
     """Mimic: all malicious clients send the update of one honest client; it does harm only where clients differ.
 

@@ -19,7 +19,6 @@ from fl_lightning.attacks._perturbation import KINDS, Kind, half_flipped, pertur
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 class Rays(NamedTuple):
@@ -77,7 +76,6 @@ def min_max(known_HD: Tensor, direction_D: Tensor) -> float:
     return max(0.0, float(gamma_H.min()))
 
 
-@component
 class MinMax(Crafted):
     """Min-Max: all malicious clients send the farthest update whose largest distance to an honest one hides among theirs.
 

@@ -18,7 +18,6 @@ from fl_lightning.attacks._perturbation import KINDS, Kind, half_flipped, pertur
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Bound = Literal["max", "min"]
 
@@ -50,7 +49,6 @@ def min_sum(known_HD: Tensor, direction_D: Tensor, bound: Bound = "max") -> floa
     return float(distances_H.max() if bound == "max" else distances_H.min()) / length
 
 
-@component
 class MinSum(Crafted):
     """Min-Sum: all malicious clients send an update exactly as far from the honest mean as the farthest honest one.
 

@@ -15,10 +15,8 @@ from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
-@component
 class ModelReplacement(BackdoorTraining):
     r"""Malicious clients train a backdoor beside the main task and boost the update to replace the global model.
 

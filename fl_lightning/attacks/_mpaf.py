@@ -16,7 +16,6 @@ from fl_lightning.attacks._perturbation import wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Base = Literal["fresh", "initial", "zero"]
 
@@ -42,7 +41,6 @@ def mpaf(global_D: Tensor, base_D: Tensor, scale: float) -> Tensor:
     return scale * (base_D - global_D)
 
 
-@component
 class Mpaf(Crafted):
     """MPAF: all malicious clients drag the global model towards one bad model; needs neither data nor knowledge.
 

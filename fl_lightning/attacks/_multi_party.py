@@ -22,7 +22,7 @@ from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 
 def cosines(updates_MD: Tensor, weights_M: Tensor, benign_sum_D: Tensor) -> Tensor:
@@ -104,7 +104,6 @@ class Loot(NamedTuple):
     poison: Samples
 
 
-@component
 class MultiParty(Attack):
     """Colluding clients learn the wished labels beside the main task and choose together how far each boosts its update.
 

@@ -19,7 +19,6 @@ from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def free_coordinates(gradient_D: Tensor, ratio: float, sizes: list[int] | None = None) -> Tensor:
@@ -41,7 +40,6 @@ def free_coordinates(gradient_D: Tensor, ratio: float, sizes: list[int] | None =
     return free_D
 
 
-@component
 class Neurotoxin(BackdoorTraining):
     """Train a backdoor without touching the coordinates that benign clients move most, so that they do not undo it.
 

@@ -23,12 +23,10 @@ from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Harm = Literal["distance", "backward", "loss"]
 
 
-@component
 class Optimal(Crafted, ABC):
     """All malicious clients send mu + gamma p with the gamma at which the server, defenses and all, does most harm.
 

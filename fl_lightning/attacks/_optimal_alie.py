@@ -13,12 +13,10 @@ from torch import Tensor
 from fl_lightning.attacks._optimal import Optimal
 from fl_lightning.attacks._perturbation import perturbation
 from fl_lightning.attacks._tunable import Choice
-from fl_lightning.registry import component
 
 Signs = Literal["both", "minus", "plus"]
 
 
-@component
 class OptimalAlie(Optimal):
     """Optimal ALIE: all malicious clients send mu - gamma sigma or mu + gamma sigma, whatever hurts the server most.
 

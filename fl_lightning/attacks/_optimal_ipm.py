@@ -17,10 +17,8 @@ from fl_lightning.attacks._optimal import Optimal
 from fl_lightning.attacks._perturbation import perturbation
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
-@component
 class OptimalIpm(Optimal):
     """Optimal IPM: all malicious clients send -epsilon mu with the epsilon that hurts the server most.
 

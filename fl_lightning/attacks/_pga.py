@@ -19,7 +19,6 @@ from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import NormBound, State
-from fl_lightning.registry import component
 
 STEP_NORM = 1.0
 
@@ -36,7 +35,6 @@ def of_length(updates_MD: Tensor, length: float) -> Tensor:
     return (updates_MD.double() * torch.where(norms_M1 > 0, length / norms_M1, 0.0)).to(updates_MD.dtype)
 
 
-@component
 class Pga(Attack):
     """Malicious clients climb the loss of their own clean samples and send x = r delta / |delta|.
 

@@ -16,7 +16,6 @@ from fl_lightning.attacks._perturbation import wide
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def poisonedfl(moved_D: Tensor, sent_D: Tensor, signs_D: Tensor, factor: float) -> Tensor:
@@ -57,7 +56,6 @@ def least_agreement(moved: int, level: float = 0.99) -> int:
     return int(binom.ppf(level, moved, 0.5))
 
 
-@component
 class Poisonedfl(Crafted):
     """PoisonedFL: all malicious clients push along secret random signs, the same in every round, without data or knowledge.
 

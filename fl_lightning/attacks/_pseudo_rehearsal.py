@@ -17,7 +17,6 @@ from fl_lightning.attacks._view import View
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import Loss
-from fl_lightning.registry import component
 
 TURN, SHEAR, SCALE, SHIFT = math.radians(30), math.radians(30), 1.4, 0.3
 
@@ -77,7 +76,6 @@ def rehearsed(view: View, copies: int, theta_D: Tensor) -> list[Samples]:
     return parts
 
 
-@component
 class Rehearsing(Attack):
     """An attack that can rehearse what its own images do not show.
 

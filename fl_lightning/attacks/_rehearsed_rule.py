@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregate, Aggregator, Past
+from fl_lightning.aggregators import Aggregate, Aggregator, MultiKrum, Past
 from fl_lightning.attacks._known_rows import known_rows
 from fl_lightning.attacks._view import View
 
@@ -71,12 +71,11 @@ def rehearsed_rule(view: View) -> RehearsedRule | None:
 
 def fitted(rule: Aggregator, n_rows: int, n_byzantine: int) -> Aggregator | None:
     """The rule for fewer rows: told of at most `n_byzantine` arbitrary ones, or None where it accepts no number."""
-    told = getattr(rule, "n_byzantine", None) is not None
+    told = rule.n_byzantine is not None
     for f in range(n_byzantine, -1, -1) if told else (None,):
         candidate = rule if f is None else rule.assuming(f)
-        m = getattr(candidate, "m", None)
-        if m is not None and f is not None and m > n_rows - f:
-            candidate = replace(candidate, m=max(1, n_rows - f))  # type: ignore[call-arg]
+        if isinstance(candidate, MultiKrum) and candidate.m and f is not None and candidate.m > n_rows - f:
+            candidate = replace(candidate, m=max(1, n_rows - f))
         try:
             candidate.check(n_rows)
         except ValueError:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning.aggregators import CenteredClipping
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._crafted import Crafted
 from fl_lightning.attacks._known_rows import known_parameters
@@ -19,7 +20,6 @@ from fl_lightning.attacks._perturbation import direction, wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 Start = Literal["ones", "sign", "random"]
 
@@ -72,7 +72,6 @@ def rop(
     return centre_D + z * direction(aside_D) if bool(turned_D.any()) else centre_D
 
 
-@component
 class Rop(Crafted):
     """ROP: all malicious clients send the server's last step, perturbed at a right angle; made against centred clipping.
 
@@ -113,9 +112,9 @@ class Rop(Crafted):
 
     def _length(self, view: View, known_HP: Tensor) -> float:
         """The server's clipping radius where it is known and a number, else what honest updates differ by."""
-        tau = None if view.knowledge == "none" else getattr(view.aggregator, "tau", None)
-        if isinstance(tau, int | float):
-            return float(tau)
+        rule = None if view.knowledge == "none" else view.aggregator
+        if isinstance(rule, CenteredClipping) and rule.tau != "auto":
+            return float(rule.tau)
         return float(torch.linalg.vector_norm(known_HP - known_HP.mean(0), dim=1).median())
 
     def _start(self, view: View, mean_P: Tensor, state: State) -> tuple[Tensor, State]:

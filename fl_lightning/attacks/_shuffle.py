@@ -16,7 +16,6 @@ from fl_lightning.attacks._known_rows import known_parameters
 from fl_lightning.attacks._perturbation import direction, wide
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def shuffle(known_HD: Tensor, generator: torch.Generator) -> Tensor:
@@ -35,7 +34,6 @@ def shuffle(known_HD: Tensor, generator: torch.Generator) -> Tensor:
     return direction(known_HD.mean(0))[order_D] * length
 
 
-@component
 class Shuffle(Crafted):
     """Shuffle: all malicious clients send the honest mean with its coordinates in an order drawn afresh each round.
 

@@ -15,7 +15,6 @@ from fl_lightning.attacks._known_rows import known_rows
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
-from fl_lightning.registry import component
 
 
 def sign_flip(honest_MD: Tensor, scale: float = 1.0) -> Tensor:
@@ -36,7 +35,6 @@ def sign_flip(honest_MD: Tensor, scale: float = 1.0) -> Tensor:
     return -scale * honest_MD
 
 
-@component
 class SignFlip(Attack):
     """Malicious clients send their honest update with the opposite sign.
 

@@ -22,7 +22,6 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork
-from fl_lightning.registry import component
 
 CANDIDATES = 10
 """Coordinates looked at for each indicator."""
@@ -93,7 +92,6 @@ class Memory(NamedTuple):
     blind: bool
 
 
-@component
 class ThreeDfed(BackdoorTraining):
     r"""Backdoored models close to the global one, under noise masks that cancel out, with indicators and decoys.
 

@@ -365,7 +365,7 @@ class View:
 
 def tolerating(rule: Aggregator, malicious: int, rows: int) -> Aggregator:
     """The rule told to tolerate so many of its rows, or the most that it accepts; as it is where it needs no such number."""
-    if getattr(rule, "n_byzantine", None) is None:
+    if rule.n_byzantine is None:
         return rule
     for count in range(malicious, -1, -1):
         told = rule.assuming(count)

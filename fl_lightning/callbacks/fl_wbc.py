@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.callbacks._contract import generators_of, n_stacked, one_client_names
+
 
 def laplace(like: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     """Laplace noise of the given scale, drawn on the CPU so that every device sees the same numbers."""
@@ -114,8 +116,8 @@ class FLWBC(Callback):
 
     def _noise(self, parameter: Tensor, module: LightningModule) -> Tensor:
         scale = self.std if self.scale else self.std / 2**0.5
-        generators = getattr(module, "generators", [None])
-        if getattr(module, "n_stacked", 1) == 1:
+        generators = generators_of(module)
+        if n_stacked(module) == 1:
             return laplace(parameter, scale, generators[0])
         return torch.stack([laplace(row, scale, own) for row, own in zip(parameter, generators, strict=True)])
 
@@ -123,5 +125,5 @@ class FLWBC(Callback):
 def _weights(module: LightningModule) -> dict[str, Tensor]:
     """The parameters that are perturbed, by name, in the module's order."""
     named = dict(module.named_parameters())
-    names = getattr(module, "parameter_names", named)
+    names = one_client_names(module, named)
     return {n: p for n, p in zip(names, named.values(), strict=True) if "weight" in n and p.requires_grad}

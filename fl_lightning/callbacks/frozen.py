@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from fl_lightning.callbacks._contract import n_stacked
+
 
 class Frozen(Callback):
     """Puts coordinates back to their start after every local step.
@@ -33,7 +35,7 @@ class Frozen(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the start, and cut the mask into the module's parameters."""
         self.start = [p.detach().clone() for p in pl_module.parameters()]
-        rows = getattr(pl_module, "n_stacked", 1)
+        rows = n_stacked(pl_module)
         entries = sum(part.numel() for part in self.start) // rows
         if entries > len(self.free_D):
             raise ValueError(f"the mask has {len(self.free_D)} entries, the model {entries} parameters")

@@ -16,6 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.callbacks._contract import generators_of, n_stacked
+
 Curvature = Literal["ggn", "fisher", "hutchinson"]
 CURVATURES = ("ggn", "fisher", "hutchinson")
 Diagonal = list[Tensor]
@@ -162,7 +164,7 @@ class HessianRegularizer(Callback):
         if self.rho and not self._weights:
             given = self.curvature is not None
             diagonal = self._given(pl_module) if given else self._estimate(pl_module, batch)
-            self._weights = normalised(diagonal, 1 if given else getattr(pl_module, "n_stacked", 1))
+            self._weights = normalised(diagonal, 1 if given else n_stacked(pl_module))
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -175,7 +177,7 @@ class HessianRegularizer(Callback):
 
     def _given(self, module: LightningModule) -> Diagonal:
         """The given vector, cut into the shapes of one client's parameters."""
-        shapes = [p.shape if getattr(module, "n_stacked", 1) == 1 else p.shape[1:] for p in module.parameters()]
+        shapes = [p.shape if n_stacked(module) == 1 else p.shape[1:] for p in module.parameters()]
         vector_D = torch.as_tensor(self.curvature).to(self._start[0])
         sizes = [shape.numel() for shape in shapes]
         if len(vector_D) != sum(sizes):
@@ -221,8 +223,8 @@ class HessianRegularizer(Callback):
 
     def _signs(self, module: LightningModule, parameters: Sequence[Tensor]) -> list[Tensor]:
         """±1, drawn on the CPU so that every device sees the same; for stacked clients each from its own generator."""
-        generators = getattr(module, "generators", [None])
-        if getattr(module, "n_stacked", 1) == 1:
+        generators = generators_of(module)
+        if n_stacked(module) == 1:
             return [_signs(p, generators[0]) for p in parameters]
         rows = [[_signs(p[0], own) for p in parameters] for own in generators]
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.callbacks._contract import n_stacked
+
 
 class LossAscent(Callback):
     """Turns every gradient round; a client whose parameters would leave the real numbers stops at the last finite point.
@@ -31,7 +33,7 @@ class LossAscent(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All clients are at a finite point."""
         self.last = [p.detach().clone() for p in pl_module.parameters()]
-        self.alive = torch.ones(getattr(pl_module, "n_stacked", 1), dtype=torch.bool, device=self.last[0].device)
+        self.alive = torch.ones(n_stacked(pl_module), dtype=torch.bool, device=self.last[0].device)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from fl_lightning.callbacks._contract import n_stacked
+
 
 class NormBall(Callback):
     r"""Projects the model onto $\lVert w - w_0 \rVert \le r$ after every so many local steps, and after the last.
@@ -51,7 +53,7 @@ class NormBall(Callback):
     @torch.no_grad()
     def project(self, pl_module: LightningModule) -> None:
         """Move every client's parameters back into its ball; parameters inside keep their bits."""
-        rows = getattr(pl_module, "n_stacked", 1)
+        rows = n_stacked(pl_module)
         pairs = list(zip(pl_module.parameters(), self.start, strict=True))
         if self.norm == "linf":
             for part, centre in pairs:

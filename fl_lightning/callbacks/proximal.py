@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.callbacks._contract import n_stacked
+
 
 class ProximalPull(Callback):
     r"""Adds the gradient of a distance to the reference model to every local step.
@@ -43,7 +45,7 @@ class ProximalPull(Callback):
         self.reference = [p.detach().clone() for p in pl_module.parameters()]
         if self.offset is not None:
             start = 0
-            rows = getattr(pl_module, "n_stacked", 1)
+            rows = n_stacked(pl_module)
             for part in self.reference:
                 size = part.numel() // rows
                 part += self.offset[start : start + size].to(part).view(part.shape if rows == 1 else part.shape[1:])
@@ -52,7 +54,7 @@ class ProximalPull(Callback):
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the pull to the gradients."""
-        rows = getattr(pl_module, "n_stacked", 1)
+        rows = n_stacked(pl_module)
         pairs = zip(pl_module.parameters(), self.reference, strict=True)
         moving = [(p, p - reference) for p, reference in pairs if p.grad is not None]
         parameters, away = [p for p, _ in moving], [distance for _, distance in moving]

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from fl_lightning.registry import Component, component
+from fl_lightning.registry import Component
 
 
-@component
 class Optimizer(Component, ABC):
     """The local optimizer; a fresh one is made for every client and round.
 
@@ -42,7 +41,6 @@ class Optimizer(Component, ABC):
         """The torch optimizer over these parameters."""
 
 
-@component
 class Sgd(Optimizer):
     """Stochastic gradient descent, with momentum if asked for."""
 
@@ -61,7 +59,6 @@ class Sgd(Optimizer):
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
-@component
 class Adam(Optimizer):
     """Adam."""
 

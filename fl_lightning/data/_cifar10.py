@@ -20,7 +20,6 @@ from fl_lightning.data._files import DataError, Files, Folder
 from fl_lightning.data._image_folder import Splits, read_archive, read_folder
 from fl_lightning.data._images import ImageData
 from fl_lightning.data._packages import regular
-from fl_lightning.registry import component
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -95,7 +94,6 @@ FORMS: dict[Files | Folder, Callable[[Any], Splits]] = {
 }
 
 
-@component
 class Cifar10(ImageData):
     """60 000 photographs, 32x32 colour pixels, 10 classes.
 

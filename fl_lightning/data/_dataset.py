@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.randomness import generator
-from fl_lightning.registry import Component, component, name_of
+from fl_lightning.registry import Component, name_of
 
 SMALL = (2000, 500)
 """Training and test samples of a stand-in."""
@@ -154,7 +154,6 @@ class Dataset:
         return replace(self, train=train, test=test, validation=validation, limits=limits)
 
 
-@component
 class Data(Component, ABC):
     """A source of data: `load()` finds, checks and reads it.
 

@@ -11,12 +11,10 @@ import torch
 from fl_lightning.data._dataset import Samples
 from fl_lightning.data._images import ImageData
 from fl_lightning.data._split import draw
-from fl_lightning.registry import component
 
 TEST_SAMPLES = 360
 
 
-@component
 class Digits(ImageData):
     """1797 handwritten digits, 8x8 pixels, bundled with scikit-learn; 360 random ones are the test set."""
 

@@ -24,7 +24,6 @@ from fl_lightning.data._dataset import Dataset, Samples
 from fl_lightning.data._files import DataError, Files, Folder, OwnFiles
 from fl_lightning.data._images import ImageData
 from fl_lightning.data._split import draw
-from fl_lightning.registry import component
 
 PIXELS = 28 * 28
 CLASSES = 62
@@ -92,7 +91,6 @@ def stacked(writers: Sequence[Writer], numbers: Sequence[int]) -> Samples:
     return Samples(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(owners))
 
 
-@component
 class Femnist(ImageData):
     """Digits and letters of some 3500 writers, 28x28 grey pixels (black on white: paper is 1), 62 classes.
 

@@ -17,7 +17,6 @@ from fl_lightning.data._dataset import Dataset, Samples, Task
 from fl_lightning.data._files import Files, Folder
 from fl_lightning.data._split import SYNTHETIC, SplitData, draw
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +48,6 @@ def encode(table: "pd.DataFrame", test: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x), torch.from_numpy(scaled[TARGET].to_numpy("float32"))
 
 
-@component
 class HousePrices(SplitData):
     """1460 houses sold in Ames, Iowa: 274 columns, and the price, standardised, to be predicted.
 

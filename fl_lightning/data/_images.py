@@ -9,10 +9,8 @@ from torch import Tensor
 from fl_lightning.data._dataset import Dataset, Samples
 from fl_lightning.data._split import SYNTHETIC, SplitData
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component
 
 
-@component
 class ImageData(SplitData):
     """Images `[n, channels, height, width]` with classes.
 

@@ -12,10 +12,8 @@ from fl_lightning.data._dataset import Samples
 from fl_lightning.data._files import Files, Folder
 from fl_lightning.data._idx import read_images
 from fl_lightning.data._images import ImageData
-from fl_lightning.registry import component
 
 
-@component
 class Mnist(ImageData):
     """70 000 handwritten digits, 28x28 grey pixels, 10 classes."""
 

@@ -13,10 +13,8 @@ from fl_lightning.data._dataset import Samples
 from fl_lightning.data._files import Files, Folder
 from fl_lightning.data._idx import read_images
 from fl_lightning.data._images import ImageData
-from fl_lightning.registry import component
 
 
-@component
 class MnistParity(ImageData):
     """MNIST with the two classes even (0) and odd (1)."""
 

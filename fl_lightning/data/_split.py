@@ -11,12 +11,10 @@ from torch import Tensor
 from fl_lightning.data._dataset import SMALL, Data, Dataset, Task
 from fl_lightning.data._files import DataError, Files, Folder, OwnFiles
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component
 
 SYNTHETIC = SMALL
 
 
-@component
 class SplitData(Data):
     """Data with a training and a test split.
 

@@ -14,7 +14,6 @@ from fl_lightning.aggregators import Aggregator, median
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.models import predict
-from fl_lightning.registry import component
 
 Centre = Literal["median", "mean"]
 
@@ -36,7 +35,6 @@ def centres(updates_CD: Tensor, weights_C: Tensor, centre: Centre) -> Tensor:
     return median(updates_CD).expand_as(updates_CD)
 
 
-@component
 class AccuracyCheck(Defense):
     """Flags a row if acc(w_G + centre) - acc(w_G + the row) > gamma on the server's validation samples.
 

@@ -17,7 +17,6 @@ from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._spread import shortening
 from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 def next_bound(bound: float, norms_C: Tensor, quantile: float, eta: float, noise: float = 0.0) -> float:
@@ -59,7 +58,6 @@ def sum_multiplier(z: float, count_std: float) -> float:
     return float((z**-2 - (2 * count_std) ** -2) ** -0.5)
 
 
-@component
 class AdaptiveClip(Defense):
     """Clips rows to a bound that follows a quantile of their norms from round to round, with noise for privacy if wanted.
 

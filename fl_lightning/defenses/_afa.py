@@ -15,7 +15,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered, trained_model
-from fl_lightning.registry import component
 
 
 class Similar(NamedTuple):
@@ -102,7 +101,6 @@ def blocked(good_N: Tensor, bad_N: Tensor, bound: float = 0.95) -> Tensor:
     return torch.from_numpy(betainc(good_N.double().cpu().numpy(), bad_N.double().cpu().numpy(), 0.5)) > bound
 
 
-@component
 class Afa(Defense):
     """Removes rows unlike the weighted mean, weighs clients by how often they were good, and blocks the bad for ever.
 

@@ -16,7 +16,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._spread import count, median, mz_scores, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_model
-from fl_lightning.registry import component
 
 
 def direction(norms_C: Tensor, along_C: Tensor, length: float) -> Tensor:
@@ -62,7 +61,6 @@ def alignins(direction_C: Tensor, signs_C: Tensor, lambda_c: float = 1.0, lambda
     return (mz_scores(direction_C) <= lambda_c) & (mz_scores(signs_C) <= lambda_s)
 
 
-@component
 class Alignins(Defense):
     """Keeps rows whose direction and principal signs are usual, clipped to the median norm of the kept.
 

@@ -16,7 +16,6 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import root_rows
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 class Units:
@@ -59,7 +58,6 @@ class Units:
         return sums.index_add_(0, units_D.to(values_D.device) % (self.count + 1), values_D)[: self.count]
 
 
-@component
 class Anp(Defense):
     """Prunes units whose weights an adversary would perturb, found on the server's samples after the last round.
 

@@ -15,7 +15,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import k_means, two_means
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import classifier_columns, filtered
-from fl_lightning.registry import component
 
 
 def indicative_columns(rows_CF: Tensor, threshold: float | None = None) -> Tensor:
@@ -52,7 +51,6 @@ def larger_group(rows_CF: Tensor, beta: float, generator: torch.Generator) -> Te
     return keep_C
 
 
-@component
 class Auror(Defense):
     """Keeps the larger of two groups in the few columns in which the rows fall into two distant groups.
 

@@ -18,7 +18,6 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
-from fl_lightning.registry import component
 
 
 def label_accuracies(predicted_n: Tensor, labels_n: Tensor, classes: int) -> Tensor:
@@ -33,7 +32,6 @@ def label_accuracies(predicted_n: Tensor, labels_n: Tensor, classes: int) -> Ten
     return hits_K.double() / totals_K.clamp(min=1)
 
 
-@component
 class BackdoorIndicator(Defense):
     """Trains the model on noise with random labels before it is sent, and removes rows under which a label survives.
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -159,11 +159,25 @@ class Defense(Component, ABC):
     needs_classifier: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
 
+    if TYPE_CHECKING:
+
+        @property
+        def n_byzantine(self) -> int | None:
+            """How many rows of a round it takes to be malicious; a field of defenses that ask for it."""
+            return None
+
+        @property
+        def malicious_too(self) -> bool:
+            """Whether malicious clients apply it, too; a field of defenses at the clients."""
+            return False
+    else:
+        n_byzantine, malicious_too = None, False
+
     def resolved(self, n_clients: int) -> Self:
         """The defense with a number in place of `n_byzantine: auto`: a fifth of the rows of a round."""
-        if not isinstance(getattr(self, "n_byzantine", None), Auto):
+        if not isinstance(self.n_byzantine, Auto):
             return self
-        return replace(self, n_byzantine=assumed(self.n_byzantine, n_clients))  # type: ignore[attr-defined,call-arg]
+        return replace(self, n_byzantine=assumed(self.n_byzantine, n_clients))  # type: ignore[call-arg]
 
     def check_rows(self, n_clients: int) -> None:
         """Refuse a number of rows a round that it cannot handle.
@@ -171,7 +185,7 @@ class Defense(Component, ABC):
         Raises:
             ConfigError: it would remove all rows, and thus none.
         """
-        n_byzantine = getattr(self, "n_byzantine", None)
+        n_byzantine = self.n_byzantine
         if n_byzantine is not None and not isinstance(n_byzantine, Auto) and n_byzantine >= n_clients:
             raise ConfigError(f"needs f < C, got f={n_byzantine}, C={n_clients}", "n_byzantine")
 
@@ -234,12 +248,12 @@ def fitting(aggregator: Aggregator, n_rows: int) -> Aggregator:
     Raises:
         ValueError: the rule does not accept so few rows at all.
     """
-    for removed in range(getattr(aggregator, "n_byzantine", None) or 0):
+    for removed in range(aggregator.n_byzantine or 0):
         try:
             aggregator.without(removed).check(n_rows)
         except ValueError:
             continue
         return aggregator.without(removed)
-    least = aggregator.without(getattr(aggregator, "n_byzantine", None) or 0)
+    least = aggregator.without(aggregator.n_byzantine or 0)
     least.check(n_rows)
     return least

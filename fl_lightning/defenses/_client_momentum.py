@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of
 from fl_lightning.defenses._verdicts import recalled, recalled_flags
-from fl_lightning.registry import component
 
 
 def momentum(memory_CD: Tensor, seen_C: Tensor, updates_CD: Tensor, beta: float) -> Tensor:
@@ -34,7 +33,6 @@ def momentum(memory_CD: Tensor, seen_C: Tensor, updates_CD: Tensor, beta: float)
     return torch.where(seen_C[:, None], torch.lerp(updates_CD, memory_CD, beta), updates_CD)
 
 
-@component
 class ClientMomentum(Defense):
     """Every benign client sends the momentum of its updates in place of the last one.
 

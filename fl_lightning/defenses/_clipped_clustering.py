@@ -16,7 +16,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._spread import median, shortening
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def larger_of_two(distances_CC: Tensor) -> Tensor:
@@ -49,7 +48,6 @@ def larger_of_two(distances_CC: Tensor) -> Tensor:
     return min(first_C, ~first_C, key=order)
 
 
-@component
 class ClippedClustering(Defense):
     """Keeps the larger of two clusters by angle, clipped to the median of all norms so far.
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._verdicts import filtered, trained_slice
-from fl_lightning.registry import component
 
 
 def clipped_model(theta_D: Tensor, bound: float, trained: slice = slice(None)) -> Tensor:
@@ -69,7 +68,6 @@ def certified_radius(
     return sqrt(-log(margin) * sigma**2 / scale)
 
 
-@component
 class Crfl(Defense):
     """Clips the global model to a growing bound and adds noise to it after every round but the last.
 

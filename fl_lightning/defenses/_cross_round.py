@@ -22,7 +22,6 @@ from fl_lightning.defenses._base import (
     trained_of,
 )
 from fl_lightning.defenses._verdicts import filtered, recalled, recalled_flags
-from fl_lightning.registry import component
 
 
 def turned(previous_CD: Tensor, updates_CD: Tensor) -> Tensor:
@@ -37,7 +36,6 @@ def turned(previous_CD: Tensor, updates_CD: Tensor) -> Tensor:
     return torch.where(lengths_C > 0, (before_CD * now_CD).sum(1) / lengths_C.clamp(min=1e-300), 0.0)
 
 
-@component
 class CrossRound(Defense):
     """Removes rows whose cosine with the same client's last update is below a bound.
 

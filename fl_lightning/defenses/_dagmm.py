@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fl_lightning.defenses._spectral import Spectral, train
-from fl_lightning.registry import component
 
 ENERGY, THIN = 0.1, 0.005  # lambda_1 and lambda_2 of eq. 7
 RIDGE = 1e-3  # on the diagonal of the covariances, which copies of one row would make singular
@@ -132,7 +131,6 @@ def dagmm_scores(
         return energy(network(received_CF)[0], fitted()[2])
 
 
-@component
 class Dagmm(Spectral):
     """Removes the rows of highest energy under a deep autoencoding Gaussian mixture model of honest updates.
 

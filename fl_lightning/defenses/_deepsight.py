@@ -19,7 +19,6 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._spread import median, shortening
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 class Labels(NamedTuple):
@@ -99,7 +98,6 @@ def deepsight(
     return keep_C
 
 
-@component
 class Deepsight(Defense):
     """Groups clients by their classifier's updates and their outputs on noise, and removes groups that trained on few labels.
 

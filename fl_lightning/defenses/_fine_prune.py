@@ -20,7 +20,6 @@ from fl_lightning.defenses._root import root_rows
 from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
-from fl_lightning.registry import component
 
 
 def cut_extremes(weights: Tensor, deviations: float) -> Tensor:
@@ -34,7 +33,6 @@ def cut_extremes(weights: Tensor, deviations: float) -> Tensor:
     return torch.minimum(torch.maximum(weights, mean - deviations * std), mean + deviations * std)
 
 
-@component
 class FinePrune(Defense):
     """Prunes idle inputs of the classifier, cuts extreme weights of it, and trains on the server's samples, after the last round.
 

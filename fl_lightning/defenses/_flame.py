@@ -15,7 +15,6 @@ from fl_lightning.defenses._clusters import majority
 from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._spread import median, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_model, trained_slice
-from fl_lightning.registry import component
 
 
 def flame(distances_CC: Tensor, norms_C: Tensor) -> tuple[Tensor | None, Tensor, float]:
@@ -29,7 +28,6 @@ def flame(distances_CC: Tensor, norms_C: Tensor) -> tuple[Tensor | None, Tensor,
     return majority(distances_CC), shortening(norms_C, bound), float(bound)
 
 
-@component
 class Flame(Defense):
     """Keeps the majority cluster by angle, clips it to the median norm, and adds noise to the model.
 

@@ -15,7 +15,6 @@ from fl_lightning.aggregators import Byzantine, assumed
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, geometry_of, population_of
 from fl_lightning.defenses._verdicts import filtered, trained_model
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 def forecast(window_TCF: Tensor, ridge: float = 0.1, iterations: int = 20) -> Tensor:
@@ -65,7 +64,6 @@ def flanders_scores(window_TCF: Tensor, models_CF: Tensor, ridge: float = 0.1, i
     return (forecast(window_TCF, ridge, iterations) - models_CF.double()).square().sum(1)
 
 
-@component
 class Flanders(Defense):
     """Removes the rows farthest from what a matrix autoregression of the rounds before forecasts.
 

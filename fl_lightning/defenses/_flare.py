@@ -18,7 +18,6 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import per_class
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 def mmd2(features_CnH: Tensor, gamma: float | None = None) -> Tensor:
@@ -69,7 +68,6 @@ def flare(distances_CC: Tensor, tau: float = 1.0) -> Tensor:
     return (counts_C / (tau * counts_C.mean())).softmax(0)
 
 
-@component
 class Flare(Defense):
     """Weighs rows by how many others have a similar inner representation of the server's samples.
 

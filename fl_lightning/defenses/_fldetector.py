@@ -16,7 +16,6 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of, trained_of
 from fl_lightning.defenses._clusters import exact_errors, gap_statistic, two_means
 from fl_lightning.defenses._verdicts import filtered, recalled, recalled_flags, trained_model
-from fl_lightning.registry import component
 
 
 def lbfgs_product(steps_WD: Tensor, changes_WD: Tensor, v_D: Tensor) -> Tensor | None:
@@ -76,7 +75,6 @@ def surprising(scores_C: Tensor, generator: torch.Generator, k_max: int = 7) -> 
     return two_means(scores_C).upper_C if groups > 1 else nobody_C
 
 
-@component
 class Fldetector(Defense):
     """Ignores from now on the clients whose updates cannot be predicted from their last one and the way of the global model.
 

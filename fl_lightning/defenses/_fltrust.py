@@ -16,7 +16,6 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import root_rows, server_update
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 class Trust(NamedTuple):
@@ -51,7 +50,6 @@ def fltrust(along_C: Tensor, norms_C: Tensor, length: float) -> Trust:
     return Trust(cosine_C.clamp(min=0), torch.where(known_C, length / safe_C, 0.0), cosine_C)
 
 
-@component
 class Fltrust(Defense):
     """Weighs rows by their cosine with an update that the server trains itself, and gives all of them its length.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from fl_lightning.aggregators import Geometry
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of, trained_of
 from fl_lightning.defenses._verdicts import classifier_columns, filtered, recalled
-from fl_lightning.registry import component
 
 
 def foolsgold(cosines_CC: Tensor, kappa: float = 1.0) -> Tensor:
@@ -45,7 +44,6 @@ def foolsgold(cosines_CC: Tensor, kappa: float = 1.0) -> Tensor:
     return (kappa * (torch.log(share_C / (1 - share_C)) + 0.5)).clamp(0, 1)
 
 
-@component
 class Foolsgold(Defense):
     """Takes weight from clients whose summed updates point the same way as another client's.
 

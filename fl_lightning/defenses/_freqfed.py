@@ -17,7 +17,6 @@ from fl_lightning.aggregators import Geometry
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._clusters import majority
 from fl_lightning.defenses._verdicts import filtered, trained_model
-from fl_lightning.registry import component
 
 
 def low_frequencies(rows_CD: Tensor, low: float = 0.5) -> Tensor:
@@ -56,7 +55,6 @@ def low_frequencies_of_tensors(rows_CD: Tensor, shapes: Sequence[tuple[int, ...]
     return torch.from_numpy(np.concatenate(parts, axis=1))
 
 
-@component
 class Freqfed(Defense):
     """Keeps the majority cluster by angle between the low frequencies of the weights.
 

@@ -15,7 +15,6 @@ from fl_lightning.defenses._angles import model_norms, turns
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_of
 from fl_lightning.defenses._spread import count
 from fl_lightning.defenses._verdicts import filtered, trained_model
-from fl_lightning.registry import component
 
 
 def multi_metrics(differences_CF: Tensor) -> Tensor:
@@ -70,7 +69,6 @@ def program_metrics(distances_CC: Tensor, manhattan_CC: Tensor, models_C: Tensor
     return torch.stack([distances_CC.square().sum(1), manhattan_CC.double().sum(1), lengths_CC.sum(1)], dim=1)
 
 
-@component
 class MultiMetrics(Defense):
     """Keeps the rows whose Manhattan norm, Euclidean norm and cosine are together most like the others'.
 

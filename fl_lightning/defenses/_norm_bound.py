@@ -13,10 +13,8 @@ from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._noise import bounding_norms, clip_factors, noised
-from fl_lightning.registry import component
 
 
-@component
 class NormBound(Defense):
     """Scales long updates down to `max_norm`.
 

@@ -22,7 +22,6 @@ from fl_lightning.defenses._pdrr_evidence import (
     survival,
 )
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 class Detection(NamedTuple):
@@ -137,7 +136,6 @@ def printed_median(updates_CD: Tensor, first: int, last: int, q: float) -> Detec
     return Detection(remained_C <= (1 - q) * remained_C.max(), -remained_C)
 
 
-@component
 class Pdrr(Defense):
     """Flags the crafted models of Fang's attacks by the statistics of the rule that they are crafted for.
 

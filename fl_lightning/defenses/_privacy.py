@@ -26,10 +26,8 @@ from fl_lightning.defenses._base import (
 )
 from fl_lightning.defenses._noise import Distribution, bounding_norms, clip_factors, epsilon, epsilon_rdp, noise, noised
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class Privacy(Defense, ABC):
     """Clipping and noise.
 
@@ -87,7 +85,6 @@ class Privacy(Defense, ABC):
         return {"epsilon": epsilon(2 * reach, self.deviation, releases, dimension, self.distribution, self.delta)}
 
 
-@component
 class Cdp(Privacy):
     """Central differential privacy: the server clips the updates and adds noise once, to the parameters of the new model.
 
@@ -115,7 +112,6 @@ class Cdp(Privacy):
         return noised(global_D, self.deviation, self.distribution, random, context.layout), state
 
 
-@component
 class Ldp(Privacy):
     """Local differential privacy: every benign client clips its update and adds its own noise before anybody sees it.
 

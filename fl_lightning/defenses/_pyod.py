@@ -23,7 +23,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._rejection import largest
 from fl_lightning.defenses._spectral import LIMIT, seeded
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import component
 
 COMMON = (
     "abod",
@@ -81,7 +80,6 @@ def build(name: str, options: Mapping[str, Any], share: float, seed: int) -> Any
         raise ConfigError(f"PyOD's {name} refuses its options: {error}", "options") from None
 
 
-@component
 class Pyod(Defense):
     """Removes the `n_byzantine` rows that a detector of PyOD, fitted to the rows of the round, finds strangest.
 

@@ -17,7 +17,6 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, fitting
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
-from fl_lightning.registry import component
 
 T = TypeVar("T")
 
@@ -72,7 +71,6 @@ def largest(impact_C: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(impact_C, dtype=torch.bool).index_fill_(0, ranked[:count], True)
 
 
-@component
 class Rejection(Defense, ABC):
     """Removes the updates without which the aggregated model does best on the server's validation samples.
 
@@ -112,7 +110,6 @@ def _cost(measure: str, context: ServerContext, samples: Samples) -> Callable[[T
     return {"err": error, "lfr": loss}[measure]
 
 
-@component
 class Err(Rejection):
     """Error rate based rejection: removes the rows that cost the most accuracy."""
 
@@ -121,7 +118,6 @@ class Err(Rejection):
     measures: ClassVar[tuple[str, ...]] = ("err",)
 
 
-@component
 class Lfr(Rejection):
     """Loss function based rejection: removes the rows that cost the most loss."""
 
@@ -130,7 +126,6 @@ class Lfr(Rejection):
     measures: ClassVar[tuple[str, ...]] = ("lfr",)
 
 
-@component
 class ErrLfr(Rejection):
     """Removes every row that ERR or LFR would remove."""
 

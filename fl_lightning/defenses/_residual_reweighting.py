@@ -14,7 +14,6 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 BLOCK = 2048  # coordinates looked at together: C^2 slopes each
 
@@ -55,7 +54,6 @@ def residual_weights(updates_CD: Tensor, lam: float = 2.0) -> Tensor:
     return total_C
 
 
-@component
 class ResidualReweighting(Defense):
     """Weighs rows by how near they lie to a robust line through the ordered values of each coordinate.
 

@@ -15,7 +15,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import errors_of_groups, gap_statistic, k_means
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def principal_components(squared_CC: Tensor, components: int = 2) -> Tensor:
@@ -88,7 +87,6 @@ def rflbat(
     return _inliers(points_CF, keep_C, eps2)
 
 
-@component
 class Rflbat(Defense):
     """Looks for outliers and groups among two principal components and keeps the group whose rows agree least.
 

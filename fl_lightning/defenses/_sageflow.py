@@ -15,7 +15,6 @@ from fl_lightning.aggregators import Aggregator
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def mean_entropy(scores_nK: Tensor) -> float:
@@ -30,7 +29,6 @@ def mean_entropy(scores_nK: Tensor) -> float:
     return entropy if entropy == entropy else float(torch.tensor(float(scores_nK.shape[1])).log())
 
 
-@component
 class Sageflow(Defense):
     """Removes models of large mean entropy on the server's samples, and weighs the others by their loss there.
 

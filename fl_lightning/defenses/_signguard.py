@@ -15,7 +15,6 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
 from fl_lightning.defenses._spread import count, median, shortening
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def sign_shares(rows_CF: Tensor) -> Tensor:
@@ -56,7 +55,6 @@ def largest_cluster(features_CF: Tensor, quantile: float = 0.5) -> Tensor:
     return torch.from_numpy(labels == winner)
 
 
-@component
 class Signguard(Defense):
     """Keeps rows of a usual length in the largest cluster of sign statistics, no longer than the median.
 

@@ -28,7 +28,6 @@ from fl_lightning.defenses._spectral import seeded
 from fl_lightning.defenses._spread import count
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 STEPS = 100  # most turns of k-means
 BATCH = 8  # differences in a step of the autoencoder
@@ -196,7 +195,6 @@ def joined(
     return elected
 
 
-@component
 class Snowball(Defense):
     """Elects a few rows by the votes of all, then lets them pick those that differ from them as they do among themselves.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._spread import count, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_slice
-from fl_lightning.registry import component
 
 
 class Sparse(NamedTuple):
@@ -42,7 +41,6 @@ def largest_coordinates(step_D: Tensor, share: float) -> Sparse:
     return Sparse(taken_D, step_D - taken_D)
 
 
-@component
 class Sparsefed(Defense):
     """Clips rows, and lets only the largest coordinates of the step, errors of the rounds before included, move the model.
 

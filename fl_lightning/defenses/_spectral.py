@@ -19,7 +19,6 @@ from fl_lightning.aggregators import Aggregator, Byzantine, assumed
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import largest, need_validation
-from fl_lightning.registry import component
 
 LIMIT = 1e6  # a feature this many times the usual size is as strange as any larger one; its square stays finite
 
@@ -93,7 +92,6 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
-@component
 class Spectral(Defense, ABC):
     """Removes the `n_byzantine` rows that a model of honest updates finds strangest; ties are broken at random.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from fl_lightning.aggregators import squared_distances
 from fl_lightning.defenses._accuracy_check import Centre, centres
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, trained_of
-from fl_lightning.registry import component
 
 
 def typical_distances(updates_CD: Tensor) -> Tensor:
@@ -29,7 +28,6 @@ def typical_distances(updates_CD: Tensor) -> Tensor:
     return others_CC.median(1).values.to(updates_CD.device)
 
 
-@component
 class StatisticalCheck(Defense):
     """Flags rows that are typically farther than `max_distance` from the others, or point elsewhere than their centre.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
 from fl_lightning.defenses._verdicts import classifier_columns, filtered
-from fl_lightning.registry import component
 
 
 def usual_distances(scores_C: Tensor, past: Tensor, lam: float) -> Tensor:
@@ -31,7 +30,6 @@ def usual_distances(scores_C: Tensor, past: Tensor, lam: float) -> Tensor:
     return scores_C <= known.mean() + lam * known.std(correction=0) + 1e-12 * known.abs().max()
 
 
-@component
 class ThreeSigma(Defense):
     """Removes rows farther from the running centre of the kept rows than mean + lam deviations of the distances so far.
 

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fl_lightning.defenses._spectral import Spectral, train
-from fl_lightning.registry import component
 
 
 class Autoencoder(nn.Module):
@@ -78,7 +77,6 @@ def vae_scores(
         return torch.stack([network(received_CF)[0] for _ in range(draws)]).mean(0)
 
 
-@component
 class Vae(Spectral):
     """Removes the rows that a variational autoencoder of honest updates reconstructs worst.
 

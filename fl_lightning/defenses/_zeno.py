@@ -15,7 +15,6 @@ from fl_lightning.aggregators import Aggregator, Byzantine, assumed
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def zeno_scores(before: float, after_C: Tensor, norms_C: Tensor, rho: float) -> Tensor:
@@ -36,7 +35,6 @@ def zeno_scores(before: float, after_C: Tensor, norms_C: Tensor, rho: float) -> 
     return before - after_C - rho * norms_C.double().square()
 
 
-@component
 class Zeno(Defense):
     """Keeps the rows that alone lower the loss most, at a price for length.
 

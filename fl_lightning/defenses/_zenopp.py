@@ -16,7 +16,6 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import root_rows, server_update
 from fl_lightning.defenses._verdicts import filtered
-from fl_lightning.registry import component
 
 
 def zenopp_scores(along_C: Tensor, norms_C: Tensor, length: float, rho: float = 0.1, eps: float = 0.0) -> Tensor:
@@ -39,7 +38,6 @@ def zenopp_scores(along_C: Tensor, norms_C: Tensor, length: float, rho: float = 
     return scores_C.masked_fill(norms_C == 0, -float("inf"))
 
 
-@component
 class Zenopp(Defense):
     """Keeps rows that point far enough the way of the server's own update, all at its length.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning import clients
+from fl_lightning.callbacks._contract import is_stackable
 from fl_lightning.clients import Client, Sgd
 from fl_lightning.data import Samples
 from fl_lightning.engines._base import Bench, Job, LocalRound
@@ -40,7 +41,7 @@ def unstackable(bench: Bench, local: LocalRound, callbacks: "Sequence[Callback]"
     if any(isinstance(job.samples.x, Mapping) for job in local.jobs):
         return "their inputs are several tensors by name"
     for callback in callbacks:
-        if not getattr(callback, "stackable", False):
+        if not is_stackable(callback):
             return f"the callback {type(callback).__name__} does not say that it works on stacked clients"
     if not client.optimizer.elementwise:
         return f"the optimizer {client.optimizer.name!r} is not elementwise"

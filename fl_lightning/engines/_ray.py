@@ -25,7 +25,7 @@ from fl_lightning.engines._vectorized import Vectorized
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -37,7 +37,6 @@ LIVES = 4
 """How many workers may be lost over the same clients before it is they who are to blame."""
 
 
-@component
 class Ray(Engine):
     """The clients of a round are spread over Ray workers, each with an engine and a Trainer of its own.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from pydantic import Field
 
+from fl_lightning.callbacks._contract import n_stacked, reported
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import Settings
 
@@ -147,9 +148,9 @@ class SharedTrainer:
         lent = _Lent(batches)
         self._fit(module, lent)
         lent.batches = module.trainer = None
-        self.watch(getattr(module, "n_stacked", 1))
+        self.watch(n_stacked(module))
         self.logged.append({name: float(value) for name, value in self.trainer.callback_metrics.items()})
-        if any(report := [dict(getattr(callback, "metrics", {})) for callback in callbacks]):
+        if any(report := [reported(callback) for callback in callbacks]):
             self.reports.append(report)
 
     def _fit(self, module: "LightningModule", lent: _Lent) -> None:

@@ -18,14 +18,12 @@ from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._probe import unstackable
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.models import FlatNetwork
-from fl_lightning.registry import component
 
 CPU_BUDGET = 2 * 2**30
 GPU_SHARE = 0.4
 CPU_CONVOLUTIONS = 8
 
 
-@component
 class Vectorized(Engine):
     """All clients of a round train in lock step, in one fit of a `ClientCohort`; the same numbers as `sequential`.
 

@@ -7,12 +7,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["CmpCifarCnn"]
 
 
-@component
 class CmpCifarCnn(Model):
     """CMP's CNN for CIFAR-10: two convolutions with dropout; 545,098 parameters.
 

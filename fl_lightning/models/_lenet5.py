@@ -6,12 +6,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["Lenet5"]
 
 
-@component
 class Lenet5(Model):
     """LeNet-5 with ReLU and max-pooling: 5x5 convolutions 6 and 16, dense 120-84-K.
 

@@ -6,12 +6,10 @@ from typing import ClassVar
 from torch import nn
 
 from fl_lightning.models._base import Loss, Model
-from fl_lightning.registry import component
 
 __all__ = ["Linear"]
 
 
-@component
 class Linear(Model):
     """Linear model: linear regression on real targets, softmax regression on classes.
 

@@ -8,12 +8,10 @@ from torch import nn
 
 from fl_lightning.models._base import Loss, Model
 from fl_lightning.models._layers import dense
-from fl_lightning.registry import component
 
 __all__ = ["Mlp"]
 
 
-@component
 class Mlp(Model):
     """Multi-layer perceptron: dense layers with ReLU between them.
 

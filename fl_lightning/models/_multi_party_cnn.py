@@ -6,12 +6,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["MultiPartyCnn"]
 
 
-@component
 class MultiPartyCnn(Model):
     """Multi-party poisoning's CNN for MNIST: 5x5 convolutions 32 and 64, dense 3136-512-K; 1,663,370 parameters.
 

@@ -6,12 +6,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["PdrrCnn"]
 
 
-@component
 class PdrrCnn(Model):
     """PDRR's CNN for FEMNIST: 5x5 convolutions 32 and 64, dense 3136-2048-K; 6,603,710 parameters for 62 classes.
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Model
-from fl_lightning.registry import component
 
 __all__ = ["FrozenNorm2d", "Resnet18"]
 
@@ -53,7 +52,6 @@ class BasicBlock(nn.Module):
         return out
 
 
-@component
 class Resnet18(Model):
     """ResNet-18 for 32x32 images: a 3x3 stem without pooling, stages of 64, 128, 256 and 512 channels.
 

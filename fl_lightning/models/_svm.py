@@ -7,12 +7,10 @@ from torch import nn
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Loss, Model
-from fl_lightning.registry import component
 
 __all__ = ["Svm"]
 
 
-@component
 class Svm(Model):
     """Linear support vector machine for two classes: one score, trained by the hinge loss.
 

@@ -6,12 +6,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["WbcCifarCnn"]
 
 
-@component
 class WbcCifarCnn(Model):
     """FL-WBC's CNN for CIFAR-10: 5x5 convolutions 6 and 16 with 3x3 max-pools, dense 120-84-K; 62,006 parameters.
 

@@ -6,12 +6,10 @@ from torch import nn
 
 from fl_lightning.models._base import Model
 from fl_lightning.models._layers import cnn
-from fl_lightning.registry import component
 
 __all__ = ["WbcFmnistCnn"]
 
 
-@component
 class WbcFmnistCnn(Model):
     """FL-WBC's CNN for Fashion-MNIST: 5x5 convolutions 16 and 32, dense 1568-K; 28,938 parameters.
 

@@ -49,7 +49,7 @@ def begin_worker(stores: Mapping[str, str]) -> None:
     """Make this process a worker: with its parent's stores, ended by its parent, and with it, however that ends."""
     os.environ.update(stores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all; the parent tells its workers
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent that is being ended hands on that it ignores it
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()

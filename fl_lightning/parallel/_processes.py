@@ -3,10 +3,15 @@
 import fcntl
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +19,7 @@ from pydantic import Field
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.parallel._endings import begin_worker, settings
+from fl_lightning.parallel._endings import GOODBYE_SECONDS, begin_worker, interruptible, settings
 
 __all__ = ["Jobs", "Submit", "exclusive", "in_turn", "share_cores", "shared", "side_by_side"]
 
@@ -75,26 +80,75 @@ def share_cores(jobs: Jobs) -> None:
 
 @contextmanager
 def side_by_side(jobs: Jobs) -> Iterator[Submit]:
-    """Processes that work side by side on this machine, or wherever Ray has room; what interrupts this one ends them."""
+    """Processes that work side by side on this machine, or wherever Ray has room; what interrupts this one ends them.
+
+    On this machine a process that dies costs the call that it was at, which raises `BrokenProcessPool`, and no other.
+    """
     if jobs == "ray":
         with cluster.tasks() as submit:
             yield submit
         return
-    spawn = multiprocessing.get_context("spawn")
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+    for _ in range(jobs):
+        idle.put(_process())
+    begun: list[Future[Any]] = []
     before = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, spawn, initializer=begin_worker, initargs=(settings(),)) as pool:
-        try:
-            yield lambda function, *arguments: pool.submit(_call, function, *arguments)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - before:
-                worker.terminate()
-            raise
+
+    def submit_here(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        begun.append(threads.submit(_hand_over, idle, function, arguments))
+        return begun[-1]
+
+    try:
+        with ThreadPoolExecutor(jobs) as threads:  # each waits for one process
+            try:
+                yield submit_here
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                _end_workers(before, begun)
+                raise
+    finally:
+        while not idle.empty():
+            idle.get().shutdown()
+
+
+def _process() -> ProcessPoolExecutor:
+    """A worker process, started by its first call; in a pool of its own, since one that dies breaks its pool."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, initializer=begin_worker, initargs=(settings(),))
+
+
+def _hand_over(idle: "SimpleQueue[ProcessPoolExecutor]", function: Callable[..., Any], arguments: Any) -> Any:
+    """The result of a call in an idle process."""
+    process = idle.get()
+    try:
+        return process.submit(_call, function, *arguments).result()
+    except BrokenProcessPool:
+        process.shutdown()
+        process = _process()
+        raise
+    finally:
+        idle.put(process)
+
+
+def _end_workers(before: set[BaseProcess], begun: Sequence[Future[Any]]) -> None:
+    """Tell the workers to end, and kill those that do not; told again, since one may just have been started."""
+    deadline = time.monotonic() + GOODBYE_SECONDS
+    while (workers := set(multiprocessing.active_children()) - before) or not all(call.done() for call in begun):
+        for worker in workers:
+            worker.terminate() if time.monotonic() < deadline else worker.kill()
+        time.sleep(0.05)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A call in a worker; one that was told to end begins no other."""
+    """A call in a worker; one that was told to end puts down what it was at and begins no other."""
     try:
-        return function(*arguments)
+        with interruptible():
+            return function(*arguments)
     except KeyboardInterrupt:
         os._exit(130)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # the parent could not read it, and would take this process for dead
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise

@@ -1,6 +1,7 @@
 """What a partition is: which training samples each client holds."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -8,10 +9,9 @@ from torch import Tensor
 
 from fl_lightning.data import Dataset
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import Component, component
+from fl_lightning.registry import Component
 
 
-@component
 class Partition(Component, ABC):
     """Deals the training samples to the clients: disjoint, deterministic, covering unless capped.
 
@@ -21,6 +21,15 @@ class Partition(Component, ABC):
             unequal; the training set is first cut at random to `clients * samples_per_client`. None: everything is
             dealt out.
     """
+
+    if TYPE_CHECKING:
+
+        @property
+        def test_by_owner(self) -> bool:
+            """Whether the accuracy on every owner's test samples is reported; a field of partitions that know owners."""
+            return False
+    else:
+        test_by_owner = False
 
     clients: int = Field(default=50, ge=1)
     samples_per_client: int | None = Field(default=None, ge=1)

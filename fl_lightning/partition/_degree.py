@@ -10,7 +10,6 @@ from fl_lightning.data import Dataset
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._shards import shards
 from fl_lightning.partition._shares import even
-from fl_lightning.registry import component
 
 __all__ = ["Degree", "degree"]
 
@@ -40,7 +39,6 @@ def degree(
     return [torch.cat(parts) for parts in zip(sorted_parts, uniform_parts, strict=True)]
 
 
-@component
 class Degree(Partition):
     """Degree p of non-iid data: a share p of every client is label-sorted, the rest uniform.
 

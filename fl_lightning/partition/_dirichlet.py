@@ -11,7 +11,6 @@ from fl_lightning.data import Dataset
 from fl_lightning.errors import ConfigError
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._shares import apportion
-from fl_lightning.registry import component
 
 __all__ = ["Dirichlet", "dirichlet", "dirichlet_shares"]
 
@@ -72,7 +71,6 @@ def dirichlet(
     return [torch.cat(pieces[client::clients]) for client in range(clients)]
 
 
-@component
 class Dirichlet(Partition):
     """Label proportions from a Dirichlet distribution: clients differ in labels and in size.
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from fl_lightning.data import Dataset
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._shares import even
-from fl_lightning.registry import component
 
 __all__ = ["Iid", "iid"]
 
@@ -23,7 +22,6 @@ def iid(pool: Tensor, clients: int) -> list[Tensor]:
     return list(torch.split_with_sizes(pool, even(len(pool), clients)))
 
 
-@component
 class Iid(Partition):
     """Uniformly at random: every client sees the same label distribution, in equal numbers.
 

@@ -11,7 +11,6 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._dirichlet import dirichlet_shares
 from fl_lightning.partition._shares import apportion
-from fl_lightning.registry import component
 
 __all__ = ["Quantity", "quantity"]
 
@@ -43,7 +42,6 @@ def quantity(
     return list(torch.split_with_sizes(pool, sizes.tolist()))
 
 
-@component
 class Quantity(Partition):
     """Clients of unequal size with the same label distribution.
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from fl_lightning.data import Dataset
 from fl_lightning.partition._base import Partition
 from fl_lightning.partition._shares import even
-from fl_lightning.registry import component
 
 __all__ = ["Shards", "shards"]
 
@@ -42,7 +41,6 @@ def shards(
     return [torch.cat(dealt[seat : seat + shards_per_client]) for seat in range(0, len(dealt), shards_per_client)]
 
 
-@component
 class Shards(Partition):
     """Label-sorted shards dealt at random: each client sees few labels, in equal numbers.
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlflow import MlflowClient
 
@@ -16,22 +17,15 @@ from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.parallel import Jobs, exclusive, interruptible, share_cores, side_by_side
 from fl_lightning.paths import runs_folder
 from fl_lightning.registry import refuse_unreachable
-from fl_lightning.runs import _run as runs
+from fl_lightning.runs._cells import Cell, begun, cells_of, run_cell
 from fl_lightning.runs._results import Shown
-from fl_lightning.runs._run import Outcome
+from fl_lightning.runs._run import Outcome, reason
 
 __all__ = ["Campaign", "Cell", "run_campaign"]
 
 
 DEATHS = 3
-"""How often worker processes may die before the runs that are left are given up."""
-
-
-class Cell(NamedTuple):
-    """One run of a campaign: a named experiment with a seed."""
-
-    name: str
-    seed: int
+"""How often the worker process of a run may die before the run is given up."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def run_campaign(
     Raises:
         ConfigError: no experiments, or the same campaign runs in another process.
     """
-    cells = {Cell(name, seed): one for name, all_ in experiments.items() for seed, one in _by_seed(all_).items()}
+    cells = cells_of(experiments)
     if not cells:
         raise ConfigError("a campaign needs at least one experiment")
     if jobs != 1:
@@ -95,7 +89,7 @@ def run_campaign(
     with exclusive(runs_folder() / f"campaign-{key}.lock", f"{title!r} is running in another process"):
         parent = _parent(store, next(iter(experiments.values())), title, key)
         tracking.reopen(store, parent)
-        known = _children(parent)
+        known = begun(parent)
         if reuse:
             finished_runs = tracking.finished(store, next(iter(experiments.values())).tracking.experiment)
             keys = {cell: one.fingerprint() for cell, one in cells.items()}
@@ -115,10 +109,6 @@ def run_campaign(
     return Campaign(parent, {cell: outcomes[cell] for cell in cells if cell in outcomes}, failures)
 
 
-def _by_seed(experiment: Experiment) -> dict[int, Experiment]:
-    return {seed: runs.one_seed(experiment, seed) for seed in experiment.seeds or (experiment.seed,)}
-
-
 def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:
     found = tracking.find_tagged(store, experiment.tracking.experiment, "fl.campaign", key)
     if found:
@@ -130,46 +120,37 @@ def _work(
     cells: Mapping[Cell, Experiment], known: Mapping[Cell, str], parent: str, jobs: Jobs
 ) -> Iterator[tuple[Cell, Outcome | str]]:
     if jobs == 1:
-        yield from ((cell, _cell(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
+        yield from ((cell, _attempt(cell, experiment, known.get(cell), parent)) for cell, experiment in cells.items())
         return
-    left = dict(cells)
-    for _ in range(DEATHS):
-        try:
-            with side_by_side(jobs) as submit:
-                waiting: dict[Future[Outcome | str], Cell] = {
-                    submit(_worker, jobs, cell, experiment, known.get(cell), parent): cell
-                    for cell, experiment in left.items()
-                }
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        outcome, cell = future.result(), waiting.pop(future)
-                        del left[cell]
-                        yield cell, outcome
-            return
-        except BrokenProcessPool:  # what its workers were at goes on from its checkpoints
-            known = {**known, **_children(parent)}
-    yield from ((cell, f"a worker process died {DEATHS} times: killed, or out of memory?") for cell in left)
+    deaths: Counter[Cell] = Counter()
+    with side_by_side(jobs) as submit:
 
+        def begin(cell: Cell, run_id: str | None) -> Future[Outcome | str]:
+            return submit(_worker, jobs, cell, cells[cell], run_id, parent)
 
-def _children(parent: str) -> dict[Cell, str]:
-    found = tracking.named_children(tracking.client(), parent)
-    return {Cell(name, seed): run_id for (name, seed), run_id in found.items()}
+        waiting = {begin(cell, known.get(cell)): cell for cell in cells}
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                cell = waiting.pop(future)
+                try:
+                    yield cell, future.result()
+                except BrokenProcessPool:
+                    deaths[cell] += 1
+                    if deaths[cell] < DEATHS:  # what the worker was at goes on from its checkpoint
+                        waiting[begin(cell, begun(parent).get(cell))] = cell
+                    else:
+                        yield cell, f"a worker process died {DEATHS} times: killed, or out of memory?"
 
 
 def _worker(jobs: Jobs, *arguments: Any) -> Outcome | str:
     """A cell in another process, with its share of the cores."""
     share_cores(jobs)
-    return _cell(*arguments)
+    return _attempt(*arguments)
 
 
-def _cell(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:
+def _attempt(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:
     """The outcome of one cell, or why there is none."""
     try:
-        if run_id:
-            try:
-                return runs.resume(run_id)
-            except ConfigError:
-                pass  # it failed, or was killed before its first checkpoint: run it again
-        return runs.run(experiment, cell.name, parent=parent, kind="cell")
+        return run_cell(cell, experiment, run_id, parent, "cell")
     except Exception as error:
-        return f"{cell.name}, seed {cell.seed}: {runs.reason(error)}"
+        return f"{cell.name}, seed {cell.seed}: {reason(error)}"

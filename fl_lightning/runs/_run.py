@@ -1,11 +1,11 @@
-"""Tracked runs: start, finish, continue after a kill, repeat over seeds."""
+"""A tracked run of one seed: start, finish, continue after a kill."""
 
 import json
 import logging
 import shutil
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
-from fl_lightning.metrics import bounds, interval
-from fl_lightning.parallel import exclusive, interruptible
+from fl_lightning.parallel import exclusive
 from fl_lightning.runs._checkpoint import Checkpoint, check_room, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
-__all__ = ["Outcome", "Watch", "reason", "resume", "run"]
+__all__ = ["Outcome", "Watch", "no_observers", "one_seed", "reason", "resume_one", "run_one"]
 
 log = logging.getLogger("fl_lightning")
 
 Watch = Callable[[Experiment], Sequence[Observer]]
 """Makes the observers of one run, such as a progress bar."""
+
+
+def no_observers(experiment: Experiment) -> tuple[()]:
+    """Nobody watches."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -58,70 +62,43 @@ class Outcome(Shown):
         return {key: value for key, value in plain.items() if value or key not in ("seeds", "stopped")}
 
 
-@interruptible()
-def run(
+def run_one(
     experiment: Experiment,
-    name: str = "experiment",
-    watch: Watch = lambda experiment: (),
+    name: str,
+    watch: Watch = no_observers,
     parent: str | None = None,
     kind: str = "run",
     warmups: Path | None = None,
     title: str | None = None,
 ) -> Outcome:
-    """A tracked run, or one run a seed under a parent where `seeds` asks for it.
-
-    Args:
-        experiment: the configuration.
-        name: what the experiment is called in tables.
-        watch: makes further observers.
-        parent: MLflow run to nest under.
-        kind: what the run is to its parent.
-        warmups: folder of clean rounds that runs before the attack share; None: every run does its own.
-        title: name of the MLflow run; None: attack, server and seed.
-
-    Raises:
-        ConfigError: anything wrong with configuration, data or disk, before a run is created.
-        TrackingGoneError: the tracking server went away for good; the run can be resumed.
-    """
-    if experiment.seeds:
-        store = tracking.client()
-        check_room(Federation(one_seed(experiment, experiment.seeds[0])))  # bad input shows before a run exists
-        run_id = tracking.create_run(
-            store, experiment, tracking.run_name(experiment), "seeds", **{"fl.experiment": name}
-        )
-        _remember(run_id, experiment, name)
-        return _run_seeds(run_id, experiment, name, watch)
+    """A tracked run of one seed; see `run`."""
     federation = Federation(experiment)
-    store = tracking.client()
     check_room(federation)
     title = title or tracking.run_name(experiment)
-    run_id = tracking.create_run(store, experiment, title, kind, parent, **{"fl.experiment": name})
-    _remember(run_id, experiment, name)
-    return _continue(run_id, federation, name, watch, warmups)
+    run_id = tracking.create_run(tracking.client(), experiment, title, kind, parent, **{"fl.experiment": name})
+    remember(run_id, experiment, name)
+    return continue_run(run_id, federation, name, watch, warmups)
 
 
-@interruptible()
-def resume(run_id: str, watch: Watch = lambda experiment: ()) -> Outcome:
-    """Continue a run where its last checkpoint left it; a finished run just gives its outcome.
-
-    Raises:
-        ConfigError: there is no such run, it runs elsewhere, or its folder is gone.
-    """
-    folder = run_folder(run_id)
-    if not (folder / "config.yaml").is_file():
-        return _finished(run_id)
-    experiment, name = _recall(run_id, folder)
-    if experiment.seeds:
-        return _run_seeds(run_id, experiment, name, watch)
-    return _continue(run_id, Federation(experiment), name, watch)
+def resume_one(run_id: str, watch: Watch = no_observers) -> Outcome:
+    """Continue a run of one seed; see `resume`."""
+    if not is_begun(run_id):
+        return finished_outcome(run_id)
+    experiment, name = recall(run_id)
+    return continue_run(run_id, Federation(experiment), name, watch)
 
 
-def _recall(run_id: str, folder: Path) -> tuple[Experiment, str]:
+def is_begun(run_id: str) -> bool:
+    """Whether the folder of a run that is not finished is here."""
+    return (run_folder(run_id) / "config.yaml").is_file()
+
+
+def recall(run_id: str) -> tuple[Experiment, str]:
     """Configuration and name of a run: from its folder, or from the store where the folder's was damaged or exchanged."""
     store = tracking.client()
     tags = tracking.find_run(store, run_id).data.tags
     name = tags.get("fl.experiment", "experiment")
-    path = folder / "config.yaml"
+    path = run_folder(run_id) / "config.yaml"
     try:
         experiment = load_text(path.read_text(encoding="utf-8"), str(path), trusted=True)
         if experiment.digest() == tags.get("fl.config"):
@@ -153,9 +130,10 @@ def one_seed(experiment: Experiment, seed: int) -> Experiment:
     return experiment.model_copy(update={"seed": seed, "seeds": ()})
 
 
-def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warmups: Path | None = None) -> Outcome:
+def continue_run(run_id: str, federation: Federation, name: str, watch: Watch, warmups: Path | None = None) -> Outcome:
+    """Run what is left of a run, and put it into the store."""
     folder = run_folder(run_id)
-    with _locked(folder, run_id):
+    with held(run_id):
         experiment = federation.experiment
         tracking.reopen(tracking.client(), run_id)
         tracker = tracking.Tracker(experiment, run_id, folder)
@@ -188,34 +166,12 @@ def _continue(run_id: str, federation: Federation, name: str, watch: Watch, warm
     return Outcome(run_id, name, state.round, metrics, uri, registered, state.stopped)
 
 
-def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> Outcome:
-    """The runs of all seeds that are not finished yet, then mean and interval on the parent."""
-    folder = run_folder(run_id)
-    store = tracking.client()
-    outcomes = []
-    with _locked(folder, run_id), tracking.ended_as_it_is(store, run_id):
-        tracking.reopen(store, run_id)
-        known = tracking.children(store, run_id)
-        for seed in experiment.seeds:
-            outcome = None
-            if seed in known:
-                with suppress(ConfigError):  # it was killed before it began
-                    outcome = resume(known[seed], watch)
-            outcomes.append(outcome or run(one_seed(experiment, seed), name, watch, parent=run_id))
-        spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
-        tracking.log_summary(store, run_id, spread)
-        tracking.end_run(store, run_id, "FINISHED")
-    shutil.rmtree(folder)
-    metrics = {metric: one.mean for metric, one in spread.items()}
-    return Outcome(run_id, name, experiment.planned_rounds, metrics, seeds=tuple(outcomes))
+def finished_outcome(run_id: str) -> Outcome:
+    """What a finished run came to, from the store.
 
-
-def _by_metric(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    shared = set.intersection(*(set(outcome.metrics) for outcome in outcomes))
-    return {metric: [outcome.metrics[metric] for outcome in outcomes] for metric in sorted(shared)}
-
-
-def _finished(run_id: str) -> Outcome:
+    Raises:
+        ConfigError: it is not finished, and its folder is not here.
+    """
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
@@ -239,7 +195,8 @@ def _finished(run_id: str) -> Outcome:
     )
 
 
-def _remember(run_id: str, experiment: Experiment, name: str) -> None:
+def remember(run_id: str, experiment: Experiment, name: str) -> None:
+    """Put down what a killed run is continued from."""
     folder = run_folder(run_id)
     with tracking.ended_as_it_is(tracking.client(), run_id):
         folder.mkdir(parents=True)
@@ -247,5 +204,10 @@ def _remember(run_id: str, experiment: Experiment, name: str) -> None:
         write_atomically(folder / "config.yaml", dump(experiment).encode())
 
 
-def _locked(folder: Path, run_id: str) -> AbstractContextManager[None]:
-    return exclusive(folder / "lock", f"run {run_id} is running in another process")
+def held(run_id: str) -> AbstractContextManager[None]:
+    """Nobody else works on the run inside.
+
+    Raises:
+        ConfigError: another process does.
+    """
+    return exclusive(run_folder(run_id) / "lock", f"run {run_id} is running in another process")

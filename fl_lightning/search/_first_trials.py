@@ -12,7 +12,7 @@ from fl_lightning.attacks import Choice
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import flatten, registry
-from fl_lightning.search._space import Space, Span, changes, search_space, tunables
+from fl_lightning.search._space import Space, Span, changes, tunables
 
 __all__ = ["check_first", "configured", "enqueue_first", "rank"]
 
@@ -31,16 +31,14 @@ def _as_configured(name: str) -> dict[str, Any]:
     return {f"{name}.{field}": value for field, (span, value) in values.items() if span.holds(value)}
 
 
-def check_first(experiment: Experiment) -> None:
+def check_first(experiment: Experiment, space: Space) -> None:
     """Raise ConfigError where what is configured cannot be tried."""
-    space = search_space(experiment)
     for params in configured(experiment, space):
         fitted(experiment, space, params)
 
 
-def enqueue_first(study: optuna.Study, storage: str, experiment: Experiment) -> None:
+def enqueue_first(study: optuna.Study, storage: str, experiment: Experiment, space: Space) -> None:
     """Have a new study try first what is configured, then the newest `sweep.warm_start` winners."""
-    space = search_space(experiment)
     tried = configured(experiment, space)
     for params in tried:
         study.enqueue_trial(params)

@@ -11,12 +11,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fl_lightning.config import Experiment, load
+from fl_lightning.config import Experiment
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start, end_abandoned
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._cmaes import CmaEs
 from fl_lightning.search._pruning import pruner
+from fl_lightning.search._space import Space
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -26,27 +27,38 @@ MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker process needs to know."""
+    """What a worker process needs to know.
+
+    Attributes:
+        name: of the study.
+        storage: database of the studies.
+        experiment: what every trial changes.
+        space: what is searched, as `search_space` gives it.
+        label: the name that the experiment was started by.
+        run_id: MLflow run of the study; empty until it has one.
+    """
 
     name: str
     storage: str
-    tree: dict[str, Any]
+    experiment: Experiment
+    space: Space
     label: str
-    run_id: str
+    run_id: str = ""
 
     @property
     def warmups(self) -> Path:
+        """Folder of the clean rounds that trials share."""
         return runs_folder() / "warmup" / self.name
 
     def open(self) -> optuna.Study:
-        experiment = load(self.tree)
-        settings = experiment.sweep
+        """The study, made if need be."""
+        settings = self.experiment.sweep
         with studies.making_tables(self.storage):
             return optuna.create_study(
                 storage=studies.storage(self.storage),
                 study_name=self.name,
-                sampler=Placed(settings.sampler, experiment.seed, self.storage),
-                pruner=pruner(settings, experiment.planned_rounds - attack_start(experiment)),
+                sampler=Placed(settings.sampler, self.experiment.seed, self.storage),
+                pruner=pruner(settings, self.experiment.planned_rounds - attack_start(self.experiment)),
                 directions=list(settings.directions),
                 load_if_exists=True,
             )

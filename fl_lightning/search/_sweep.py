@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fl_lightning import runs, tracking
-from fl_lightning.config import Experiment, load
+from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, bounds, interval
@@ -28,6 +28,7 @@ from fl_lightning.search._cmaes import check_sampler
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
 from fl_lightning.search._pictures import pictures
 from fl_lightning.search._reported import check_reported
+from fl_lightning.search._space import search_space
 from fl_lightning.search._storage import studies_url
 from fl_lightning.search._study import MEASURED, Task, end_killed, feasible, quiet, study_digest
 from fl_lightning.search._trials import Watcher, score
@@ -85,7 +86,7 @@ class SweepOutcome(runs.Shown):
 def sweep(
     experiment: Experiment,
     label: str = "experiment",
-    watch: runs.Watch = lambda experiment: (),
+    watch: runs.Watch = runs.no_observers,
     progress: Progress = lambda study, trials: None,
 ) -> SweepOutcome:
     """Search, confirm, register.
@@ -132,12 +133,13 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     if experiment.sweep.jobs != 1:
         refuse_unreachable(experiment)
     check_sampler(experiment.sweep.sampler)
-    check_first(experiment)  # bad input shows before a study exists
+    space = search_space(experiment)
+    check_first(experiment, space)  # bad input shows before a study exists
     Federation(experiment)
-    check_reported(experiment)
+    check_reported(experiment, space)
     store = tracking.client()
     name = f"{tracking.registered_name(experiment)}-{study_digest(experiment)}"
-    task = Task(name, studies_url(), experiment.to_dict(), label, "")
+    task = Task(name, studies_url(), experiment, space, label)
     study = task.open()
 
     def prepare() -> None:
@@ -151,7 +153,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
         if begun:
             log.warning("the run of study %s is not in %s any more: it has a new one", name, tracking.tracking_uri())
         else:
-            enqueue_first(study, task.storage, experiment)
+            enqueue_first(study, task.storage, experiment, space)
         study.set_user_attr("run_id", run_id)
         end_killed(study)
 
@@ -186,8 +188,7 @@ def _winner(task: Task, study: optuna.Study) -> FrozenTrial:
 
 def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcome:
     """Confirm the winner on unseen seeds, beside what is configured, and register its model."""
-    experiment = load(task.tree)
-    settings = experiment.sweep
+    experiment, settings = task.experiment, task.experiment.sweep
     store = tracking.client()
     measured = study.get_trials(deepcopy=False, states=MEASURED)
     winner = _winner(task, study)

@@ -14,7 +14,7 @@ from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.runs import attack_start
-from fl_lightning.search._space import Ask, Span, changes, search_space
+from fl_lightning.search._space import Ask, Span, changes
 from fl_lightning.search._study import Task
 
 FAR = 1e9
@@ -53,6 +53,7 @@ class Watcher:
         self.history: list[dict[str, float]] = []
         self.rounds = 0
         self.clean = 0
+        self.pruned = False
 
     def start(self, federation: Federation) -> None:
         """Find the first attacked round: what comes before it tells nothing."""
@@ -69,9 +70,10 @@ class Watcher:
         self.trial.report(score(self.history[self.clean :], self.metric), report.round - self.clean)
         last = report.round + 1 == federation.experiment.planned_rounds
         if not last and self.trial.should_prune():
-            federation.state.stopped = f"pruned after round {report.round}"
+            federation.state.give_up(f"pruned after round {report.round}")
+            self.pruned = True
 
-    def beside(self, watch: runs.Watch) -> runs.Watch:
+    def beside(self, watch: runs.Watch = runs.no_observers) -> runs.Watch:
         """This observer and those that `watch` makes."""
         return lambda experiment: [self, *watch(experiment)]
 
@@ -89,16 +91,11 @@ def ask(trial: Trial) -> Ask:
     return draw
 
 
-def no_observers(experiment: Experiment) -> tuple[()]:
-    """No further observers."""
-    return ()
-
-
 class TrialFailedError(RuntimeError):
     """A trial that came to no figure; the reason is among its attributes, and the search goes on."""
 
 
-def run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[float]:
+def run_trial(trial: Trial, task: Task) -> float | Sequence[float]:
     """One trial, whatever becomes of it.
 
     Raises:
@@ -107,7 +104,7 @@ def run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[fl
         ConnectionError: the store went away; the trial counts as killed, and is run again.
     """
     try:
-        return _run_trial(trial, task, base)
+        return _run_trial(trial, task)
     except (optuna.TrialPruned, ConnectionError):
         raise
     except Exception as error:
@@ -115,12 +112,12 @@ def run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[fl
         raise TrialFailedError(str(error)) from error
 
 
-def _run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[float]:
+def _run_trial(trial: Trial, task: Task) -> float | Sequence[float]:
     """One trial: a tracked child run of the study, or one with a child a seed."""
-    settings = base.sweep
-    drawn = changes(search_space(base), ask(trial))
+    settings = task.experiment.sweep
+    drawn = changes(task.space, ask(trial))
     trial.set_user_attr("changes", drawn)
-    experiment = base.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
+    experiment = task.experiment.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
     title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
     measure = _several_seeds if settings.seeds else _one_seed
     measured = measure(trial, task, experiment, title)
@@ -129,7 +126,7 @@ def _run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[f
     for metric, missed in measured.missed.items():
         trial.set_constraint(metric, missed)
     if measured.stopped:
-        if not measured.stopped.startswith("pruned"):
+        if not measured.pruned:
             trial.set_user_attr("error", measured.stopped)
         if len(settings.metrics) == 1:
             raise optuna.TrialPruned(measured.stopped)
@@ -140,23 +137,33 @@ def _run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[f
 
 
 class _Measured(NamedTuple):
-    """What a trial came to: its run, rounds done, a value for each metric, by how much constraints are missed, why it ended."""
+    """What a trial came to.
+
+    Attributes:
+        run_id: its run.
+        rounds: how many were done.
+        values: one for each metric.
+        missed: by how much constraints are.
+        stopped: why it ended early, or None.
+        pruned: whether it was Optuna that ended it.
+    """
 
     run_id: str
     rounds: int
     values: list[float]
     missed: dict[str, float]
     stopped: str | None
+    pruned: bool
 
 
 def _one_seed(trial: Trial, task: Task, experiment: Experiment, title: str) -> _Measured:
     """The experiment with its own seed; Optuna may end it after any round."""
     settings = experiment.sweep
     watcher = Watcher(trial, settings.metrics[0]) if len(settings.metrics) == 1 else Watcher()
-    outcome = runs.run(experiment, task.label, watcher.beside(no_observers), task.run_id, "trial", task.warmups, title)
+    outcome = runs.run(experiment, task.label, watcher.beside(), task.run_id, "trial", task.warmups, title)
     values = [score(watcher.history, metric) for metric in settings.metrics]
     missed = violations(watcher.history, settings.constraints)
-    return _Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped)
+    return _Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped, watcher.pruned)
 
 
 def _several_seeds(trial: Trial, task: Task, experiment: Experiment, title: str) -> _Measured:
@@ -170,20 +177,20 @@ def _several_seeds(trial: Trial, task: Task, experiment: Experiment, title: str)
 def _seed_by_seed(trial: Trial, task: Task, experiment: Experiment, run_id: str) -> _Measured:
     settings, store = experiment.sweep, tracking.client()
     found: list[_Measured] = []
-    stopped = None
+    stopped, pruned = None, False
     for position, seed in enumerate(settings.seeds):
         watcher = Watcher()
         own = runs.one_seed(experiment, seed)
-        outcome = runs.run(own, task.label, watcher.beside(no_observers), run_id, "seed", task.warmups, f"seed {seed}")
+        outcome = runs.run(own, task.label, watcher.beside(), run_id, "seed", task.warmups, f"seed {seed}")
         values = [score(watcher.history, metric) for metric in settings.metrics]
         missed = violations(watcher.history, settings.constraints)
-        found.append(_Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped))
+        found.append(_Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped, pruned=False))
         if stopped := outcome.stopped:
             break
         if len(settings.metrics) == 1:
             trial.report(values[0], position)
             if position + 1 < len(settings.seeds) and trial.should_prune():
-                stopped = f"pruned after seed {seed}"
+                stopped, pruned = f"pruned after seed {seed}", True
                 break
     spread = {
         metric: interval([one.values[place] for one in found], bounds(metric))
@@ -193,4 +200,4 @@ def _seed_by_seed(trial: Trial, task: Task, experiment: Experiment, run_id: str)
     tracking.end_run(store, run_id, "FINISHED", stopped)
     missed = {name: sum(one.missed[name] for one in found) / len(found) for name in settings.constraints}
     rounds = sum(one.rounds for one in found)
-    return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped)
+    return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped, pruned)

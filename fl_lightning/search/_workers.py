@@ -1,77 +1,56 @@
 """Who runs the trials of a search: this process, others beside it, or a Ray cluster."""
 
-import multiprocessing
-import time
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
 
 import optuna
 from optuna.trial import TrialState
 
 from fl_lightning import tracking
-from fl_lightning.config import load
-from fl_lightning.parallel import Jobs, begin_worker, settings, share_cores
+from fl_lightning.parallel import Jobs, share_cores, side_by_side
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.parallel._endings import GOODBYE_SECONDS
 from fl_lightning.search._study import DONE, MEASURED, PLACE, Task, killed, quiet, was_killed
 from fl_lightning.search._trials import TrialFailedError, run_trial
 
 REFUSALS = 3
 """Trials in a row whose result is refused before a search is given up."""
 
+log = logging.getLogger("fl_lightning")
+
 Progress = Callable[[optuna.Study, int], None]
 
 
 def run_trials(task: Task, study: optuna.Study, progress: Progress) -> None:
-    search = load(task.tree).sweep
+    """Trials until there are as many as asked for: here, or in worker processes on this machine or a Ray cluster."""
+    search = task.experiment.sweep
     trials = study.get_trials(deepcopy=False, states=DONE)
     missing = max(0, search.trials + killed(trials) - len(trials))
-    if search.jobs == "ray" and missing:
-        _on_ray(task, min(missing, cluster.processors()), lambda: progress(study, search.trials))
-    elif missing == 1 or (missing and search.jobs == 1):
+    if not missing:
+        return
+    workers = min(missing, cluster.processors() if search.jobs == "ray" else search.jobs)
+    if search.jobs == "ray":
+        _side_by_side(task, "ray", workers, lambda: progress(study, search.trials))
+    elif workers == 1:
         _work(task, lambda: progress(study, search.trials))
-    elif isinstance(search.jobs, int) and missing:
-        _beside(task, min(missing, search.jobs), lambda: progress(study, search.trials))
+    else:
+        _side_by_side(task, workers, workers, lambda: progress(study, search.trials))
 
 
-def _beside(task: Task, jobs: int, progress: Callable[[], None]) -> None:
-    """Worker processes on this machine; one that dies does not stop the others."""
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_worker, args=(settings(), task, jobs), daemon=True) for _ in range(jobs)]
-    for worker in workers:
-        worker.start()
-    try:
-        while any(worker.is_alive() for worker in workers):
-            progress()
-            time.sleep(1)
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join(GOODBYE_SECONDS)
-            worker.kill()
-            worker.join()
-    progress()
-
-
-def _on_ray(task: Task, workers: int, progress: Callable[[], None]) -> None:
-    """Workers wherever Ray has room; one that dies is begun again."""
-    with cluster.tasks() as submit:
-        waiting: set[Future[None]] = {submit(_work_alone, task, "ray") for _ in range(workers)}
+def _side_by_side(task: Task, jobs: Jobs, workers: int, progress: Callable[[], None]) -> None:
+    """Workers beside this process; one that is killed does not stop the others, one that fails ends the search."""
+    with side_by_side(jobs) as submit:
+        waiting: set[Future[None]] = {submit(_work_alone, task, jobs) for _ in range(workers)}
         while waiting:
             progress()
             done, waiting = wait(waiting, timeout=1)
             for worker in done:
-                worker.result()
+                try:
+                    worker.result()
+                except BrokenProcessPool:
+                    log.warning("a worker of the search was killed, or ran out of memory; %d are left", len(waiting))
     progress()
-
-
-def _worker(stores: dict[str, str], task: Task, jobs: Jobs) -> None:
-    """A worker process on this machine; told to end, it goes quietly."""
-    begin_worker(stores)
-    with suppress(KeyboardInterrupt):
-        _work_alone(task, jobs)
 
 
 def _work_alone(task: Task, jobs: Jobs) -> None:
@@ -84,20 +63,19 @@ def _work_alone(task: Task, jobs: Jobs) -> None:
 def _work(task: Task, progress: Callable[[], None]) -> None:
     """Trials until enough are done or under way."""
     study = task.open()
-    experiment = load(task.tree)
+    settings = task.experiment.sweep
     store = tracking.client()
-    first = experiment.sweep.metrics[0]
     refused = 0
     while True:
         progress()
         trials = study.get_trials(deepcopy=False)
-        if sum(trial.state != TrialState.WAITING for trial in trials) >= experiment.sweep.trials + killed(trials):
+        if sum(trial.state != TrialState.WAITING for trial in trials) >= settings.trials + killed(trials):
             return
         begun: list[int] = []
 
         def objective(trial: optuna.Trial, begun: list[int] = begun) -> float | Sequence[float]:
             begun.append(trial.number)
-            return run_trial(trial, task, experiment)
+            return run_trial(trial, task)
 
         study.optimize(objective, n_trials=1, catch=(TrialFailedError,), gc_after_trial=True)
         # Optuna may refuse what a trial came to: that is no kill, and must not be tried for ever.
@@ -108,4 +86,4 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
         if measured and measured[-1].values:
             last = measured[-1]
             place = last.system_attrs.get(PLACE, last.number)  # killed trials leave no gap
-            store.log_metric(task.run_id, f"sweep/{first}", last.values[0], step=place)
+            store.log_metric(task.run_id, f"sweep/{settings.metrics[0]}", last.values[0], step=place)

@@ -265,7 +265,7 @@ def survives_every_aggregator(attack: Attack) -> None:
     """Two rounds against every registered rule, designed for it or not: finite updates, which the rule can aggregate."""
     for cls in registry("aggregator"):
         rule: Aggregator = registry("aggregator").build(cls.name)
-        if getattr(rule, "n_byzantine", None) is not None:
+        if rule.n_byzantine is not None:
             rule = rule.assuming(1)
         if rule.needs_samples:  # the server's own are not here: a benign client is trusted instead
             rule = replace(rule, index=ORDER[3])  # type: ignore[call-arg]

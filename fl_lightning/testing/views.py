@@ -38,7 +38,7 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, State
 from fl_lightning.engines import Bench, Engine, Job, SharedTrainer
 from fl_lightning.federation import Federation, Trained
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import registry
 from fl_lightning.testing._checks import require, run_all, same
 
 SETTINGS: dict[str, Any] = {
@@ -55,7 +55,6 @@ OBJECTIVES = ({"name": "label_map"}, {"name": "trigger", "size": 2}, {"name": "t
 ALWAYS_HIDDEN = (Federation, Experiment, Dataset, Bench, SharedTrainer, Engine, Job, Goal, Services)
 
 
-@component
 class Onlooker(Attack):
     """Does something with the view, and submits the honest updates."""
 

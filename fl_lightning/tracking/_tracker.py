@@ -1,9 +1,11 @@
 """The observer that keeps a run in MLflow."""
 
 import errno
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
@@ -99,7 +101,7 @@ class Tracker:
         models = self.experiment.tracking.models
         if models:
             self._picture(curves(state.history), "curves.png")
-        if not models or (state.stopped and state.stopped.startswith("pruned")):  # given up: nobody asks for its model
+        if not models or state.given_up:
             end_run(self.store, self.run_id, "FINISHED", state.stopped)
             return None, None
         uri = log_model(self.store, self.run_id, federation, state.global_D, "final", state.round - 1, figures)
@@ -157,19 +159,23 @@ class Tracker:
 class TrackingGoneError(ConnectionError):
     """The tracking server did not come back before the end of a run, or has no room; nothing is lost."""
 
-    def __init__(self, run_id: str, rounds: int, folder: Path, cause: Exception | None):
+    def __init__(self, run_id: str, rounds: int, folder: Path, cause: Exception | str | None):
         self.run_id = run_id
         what = f"has no room left where {runs_folder()} lies" if disk_full(cause) else "does not answer"
+        self._made_of = (run_id, rounds, folder, str(cause))
         super().__init__(
             f"MLflow at {tracking_uri()} {what} ({cause}); {rounds} rounds of metrics are kept in {folder}. "
             f"Deliver them with: fl-lightning run --resume {run_id}"
         )
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, Path, str]]:
+        return type(self), self._made_of  # so that it reaches the parent of a worker process as what it is
 
-def disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is what an error comes from."""
-    while error is not None:
+
+def disk_full(error: BaseException | str | None) -> bool:
+    """Whether a full disk is what an error, or its text, comes from."""
+    while isinstance(error, BaseException):
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             return True
         error = error.__cause__ or error.__context__
-    return False
+    return error is not None and ("disk is full" in error or os.strerror(errno.ENOSPC) in error)

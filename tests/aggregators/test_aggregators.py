@@ -47,7 +47,7 @@ from fl_lightning.aggregators import (
 )
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import registry
 from fl_lightning.testing.aggregators import AGGREGATOR_CHECKS, called, check_aggregator
 
 # Every registered aggregator takes its cases from here.
@@ -106,7 +106,6 @@ def everybody(updates_CD):
     return torch.ones(len(updates_CD), dtype=torch.bool)
 
 
-@component
 class FirstRow(Aggregator):
     name: ClassVar[str] = "first_row"
 
@@ -114,7 +113,6 @@ class FirstRow(Aggregator):
         return Aggregate(updates_CD[0].clone(), everybody(updates_CD))
 
 
-@component
 class InPlace(Aggregator):
     name: ClassVar[str] = "in_place"
     robust: ClassVar[bool] = False
@@ -123,7 +121,6 @@ class InPlace(Aggregator):
         return Aggregate(updates_CD.div_(len(updates_CD)).sum(0), everybody(updates_CD))
 
 
-@component
 class NotRobust(Aggregator):
     name: ClassVar[str] = "not_robust"
 
@@ -131,7 +128,6 @@ class NotRobust(Aggregator):
         return Aggregate(mean(updates_CD, weights_C), everybody(updates_CD))
 
 
-@component
 class FalselyModest(Aggregator):
     name: ClassVar[str] = "falsely_modest"
     robust: ClassVar[bool] = False
@@ -140,7 +136,6 @@ class FalselyModest(Aggregator):
         return Aggregate(median(updates_CD), everybody(updates_CD))
 
 
-@component
 class Shrinking(Aggregator):
     name: ClassVar[str] = "shrinking"
 
@@ -148,7 +143,6 @@ class Shrinking(Aggregator):
         return Aggregate(0.9 * median(updates_CD), everybody(updates_CD))
 
 
-@component
 class Wide(Aggregator):
     name: ClassVar[str] = "wide"
 
@@ -156,7 +150,6 @@ class Wide(Aggregator):
         return Aggregate(median(updates_CD).double(), everybody(updates_CD))
 
 
-@component
 class Random(Aggregator):
     name: ClassVar[str] = "random"
 
@@ -164,7 +157,6 @@ class Random(Aggregator):
         return Aggregate(median(updates_CD) + 1e-9 * torch.randn(updates_CD.shape[1]), everybody(updates_CD))
 
 
-@component
 class Unchecked(Aggregator):
     name: ClassVar[str] = "unchecked"
     n_byzantine: int = 2
@@ -173,7 +165,6 @@ class Unchecked(Aggregator):
         return Aggregate(median(updates_CD), everybody(updates_CD))
 
 
-@component
 class LetsNanIn(Aggregator):
     name: ClassVar[str] = "lets_nan_in"
 
@@ -184,7 +175,6 @@ class LetsNanIn(Aggregator):
         return Aggregate(median(updates_CD), everybody(updates_CD))
 
 
-@component
 class SumsWeights(Aggregator):
     name: ClassVar[str] = "sums_weights"
     robust: ClassVar[bool] = False
@@ -194,7 +184,6 @@ class SumsWeights(Aggregator):
         return Aggregate(weights_C.to(updates_CD.dtype) @ updates_CD, everybody(updates_CD))
 
 
-@component
 class Overcounts(Aggregator):
     name: ClassVar[str] = "overcounts"
 

@@ -30,7 +30,7 @@ from fl_lightning.attacks import (
 from fl_lightning.attacks._label_flip import shifted
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, named_config, registry
+from fl_lightning.registry import named_config, registry
 from fl_lightning.testing.attacks import ATTACK_CHECKS, check_attack, check_honest_at_zero, play
 
 # Every registered attack takes its cases from here.
@@ -171,7 +171,6 @@ def test_every_attack_has_a_configuration_that_builds(name):
 # --- the conformance suite finds what it looks for ---------------------------------------------------------------------
 
 
-@component
 class Idle(Attack):
     name: ClassVar[str] = "idle"
 
@@ -179,7 +178,6 @@ class Idle(Attack):
         return Poisoned(view.own_updates)
 
 
-@component
 class Spy(Attack):
     """Reads the server's rows behind the threat model's back: no view leads to them, but the caller's frame does."""
 
@@ -190,7 +188,6 @@ class Spy(Attack):
         return Poisoned(-honest_CD.mean(0).repeat(view.n_malicious, 1))
 
 
-@component
 class Greedy(Attack):
     """Asks for more than it declares."""
 
@@ -200,7 +197,6 @@ class Greedy(Attack):
         return Poisoned(-view.benign_updates.mean(0).repeat(view.n_malicious, 1))
 
 
-@component
 class InPlace(Attack):
     name: ClassVar[str] = "in_place"
 
@@ -209,7 +205,6 @@ class InPlace(Attack):
         return Poisoned(-view.own_updates)
 
 
-@component
 class GlobalRandom(Attack):
     name: ClassVar[str] = "global_random"
 
@@ -217,7 +212,6 @@ class GlobalRandom(Attack):
         return Poisoned(torch.randn_like(view.own_updates))
 
 
-@component
 class Forgetful(Attack):
     """Keeps its memory outside of its state."""
 
@@ -229,7 +223,6 @@ class Forgetful(Attack):
         return Poisoned(-len(self.calls) * view.own_updates)
 
 
-@component
 class Lambda(Attack):
     """Keeps something in its state that a checkpoint cannot hold."""
 
@@ -239,7 +232,6 @@ class Lambda(Attack):
         return Poisoned(-view.own_updates, {"f": ident})
 
 
-@component
 class Lonely(Attack):
     """Divides by the number of the other attackers."""
 
@@ -249,7 +241,6 @@ class Lonely(Attack):
         return Poisoned(-view.own_updates / (view.n_malicious - 1))
 
 
-@component
 class Wordy(Attack):
     name: ClassVar[str] = "wordy"
 
@@ -257,7 +248,6 @@ class Wordy(Attack):
         return Poisoned(-view.own_updates, metrics={"norm": view.own_updates.norm()})
 
 
-@component
 class KrumOnly(Attack):
     name: ClassVar[str] = "krum_only"
     needs: ClassVar[str] = "partial"
@@ -299,7 +289,6 @@ PARTIAL = ("aggregator", "visible_updates")
 FULL = ("benign_updates", "benign_weights", "benign_samples", "defenses")
 
 
-@component
 class Curious(Attack):
     """Collects what the view refuses."""
 

@@ -14,7 +14,6 @@ from fl_lightning.attacks._view import tolerating
 from fl_lightning.config import load
 from fl_lightning.defenses import Defense, ServerContext, State, Verdict
 from fl_lightning.federation import Federation, Trained
-from fl_lightning.registry import component
 
 CLIENTS = 9
 RULES = [
@@ -32,7 +31,6 @@ CHAINS: list[dict[str, Any]] = [
 ]
 
 
-@component
 class Big(Attack):
     """Sends large multiples of the honest updates."""
 
@@ -44,7 +42,6 @@ class Big(Attack):
         return Poisoned(-self.scale * view.own_updates)
 
 
-@component
 class Counting(Defense):
     """Drops the row after the one that it dropped last: its state decides."""
 
@@ -58,7 +55,6 @@ class Counting(Defense):
         return Verdict(keep_C, context.weights_C, state={"calls": state["calls"] + 1})
 
 
-@component
 class Few(Defense):
     """Leaves the last two rows."""
 
@@ -68,7 +64,6 @@ class Few(Defense):
         return Verdict(torch.arange(len(updates_CD)) >= len(updates_CD) - 2, context.weights_C)
 
 
-@component
 class Noisy(Defense):
     """Adds noise from the server's coins."""
 

@@ -11,7 +11,7 @@ from fl_lightning.attacks._patterns import Canvas, Stamps, bars, blend, checker,
 from fl_lightning.data import Dataset, Digits, Femnist, HousePrices, Mnist, Samples
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import registry
 
 DIGITS = Digits().load()
 PATTERNS = ("patch", "checker", "blend", "sinus", "warp", "bars")
@@ -217,7 +217,6 @@ def test_attackers_of_a_distributed_trigger_have_their_part_only():
     assert torch.equal(central.success.x, found.success.x)
 
 
-@component
 class LastPixel(Backdoor):
     """A backdoor of the user's own: one method."""
 

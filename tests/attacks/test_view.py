@@ -14,11 +14,9 @@ from fl_lightning.config import Experiment
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.federation import Federation, Trained
-from fl_lightning.registry import component
 from fl_lightning.testing.views import VIEW_CHECKS
 
 
-@component
 class Spy(Attack):
     """Hands the view to a test."""
 

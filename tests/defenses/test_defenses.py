@@ -65,7 +65,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.metrics import detection
 from fl_lightning.paths import CONFIGS
 from fl_lightning.randomness import generator
-from fl_lightning.registry import component, registry
+from fl_lightning.registry import registry
 from fl_lightning.testing.defenses import DEFENSE_CHECKS, FILTER_CHECKS, check_defense, honest, server
 
 SETTINGS: dict[str, list[Defense]] = {
@@ -146,7 +146,6 @@ class Sound(Defense):
         return Verdict(torch.ones(len(updates_CD), dtype=torch.bool), context.weights_C, updates_CD)
 
 
-@component
 class Meddling(Sound):
     name: ClassVar[str] = "meddling"
 
@@ -154,7 +153,6 @@ class Meddling(Sound):
         return super().apply(updates_CD.zero_(), context, state)
 
 
-@component
 class Paranoid(Sound):
     name: ClassVar[str] = "paranoid"
 
@@ -162,7 +160,6 @@ class Paranoid(Sound):
         return super().apply(updates_CD, context, state)._replace(keep_C=torch.zeros(len(updates_CD), dtype=torch.bool))
 
 
-@component
 class DividesByZero(Sound):
     name: ClassVar[str] = "divides_by_zero"
 
@@ -171,7 +168,6 @@ class DividesByZero(Sound):
         return super().apply(updates_CD, context, state)._replace(scores_C=spread_C / spread_C.max())
 
 
-@component
 class Loose(Sound):
     name: ClassVar[str] = "loose"
 
@@ -179,7 +175,6 @@ class Loose(Sound):
         return super().apply(updates_CD.double(), context, state)
 
 
-@component
 class Moody(Sound):
     name: ClassVar[str] = "moody"
 
@@ -187,7 +182,6 @@ class Moody(Sound):
         return super().apply(updates_CD + 1e-3 * torch.randn(updates_CD.shape), context, state)
 
 
-@component
 class Moodier(Sound):
     """Remembers outside of its state."""
 
@@ -200,7 +194,6 @@ class Moodier(Sound):
         return super().apply(updates_CD, context, state)._replace(keep_C=keep_C)
 
 
-@component
 class Gossip(Sound):
     """Changes what it remembers of those who are away."""
 
@@ -211,7 +204,6 @@ class Gossip(Sound):
         return super().apply(updates_CD, context, state)._replace(state={"count": count_N})
 
 
-@component
 class FirstCome(Sound):
     name: ClassVar[str] = "first_come"
 
@@ -220,7 +212,6 @@ class FirstCome(Sound):
         return super().apply(updates_CD, context, state)._replace(keep_C=keep_C)
 
 
-@component
 class Rounding(Sound):
     """Takes cosine distances as one minus a cosine."""
 
@@ -232,7 +223,6 @@ class Rounding(Sound):
         return super().apply(updates_CD, context, state)._replace(keep_C=away_C < away_C.median())
 
 
-@component
 class Untaught(Sound):
     name: ClassVar[str] = "untaught"
 
@@ -241,7 +231,6 @@ class Untaught(Sound):
             raise ConfigError("something is missing")
 
 
-@component
 class Secretive(Sound):
     name: ClassVar[str] = "secretive"
     strength: float = 1.0

@@ -15,6 +15,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.paths import CONFIGS
 from fl_lightning.runs import Cell, run_campaign
 from fl_lightning.runs import _campaign as campaigns
+from fl_lightning.runs import _run as single
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 SMALL: dict[str, Any] = {
@@ -61,7 +62,7 @@ def test_every_cell_is_the_run_that_it_says(tiny):
 
 def test_a_campaign_that_was_killed_runs_only_what_is_missing(tiny, monkeypatch: pytest.MonkeyPatch):
     experiments = {"a": tiny(rounds=1, seeds=[0, 1]), "b": tiny(rounds=1)}
-    real, started = campaigns.runs.run, []
+    real, started = single.run_one, []
 
     def counting(*args: Any, **more: Any) -> Any:
         started.append(args[0].seed)
@@ -69,7 +70,7 @@ def test_a_campaign_that_was_killed_runs_only_what_is_missing(tiny, monkeypatch:
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    monkeypatch.setattr(campaigns.runs, "run", counting)
+    monkeypatch.setattr(single, "run_one", counting)
     with pytest.raises(KeyboardInterrupt):
         run_campaign(experiments, "test")
     rest = run_campaign(experiments, "test")
@@ -81,14 +82,14 @@ def test_a_campaign_that_was_killed_runs_only_what_is_missing(tiny, monkeypatch:
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(tiny, monkeypatch: pytest.MonkeyPatch):
-    real = campaigns.runs.run
+    real = single.run_one
 
-    def sometimes(experiment: Any, name: str, **more: Any) -> Any:
+    def sometimes(experiment: Any, name: str, *rest: Any) -> Any:
         if name == "bad":
             raise RuntimeError("out of luck")
-        return real(experiment, name, **more)
+        return real(experiment, name, *rest)
 
-    monkeypatch.setattr(campaigns.runs, "run", sometimes)
+    monkeypatch.setattr(single, "run_one", sometimes)
     done = run_campaign({"bad": tiny(rounds=1), "good": tiny(rounds=1)}, "test")
     assert list(done.outcomes) == [Cell("good", 0)]
     assert done.failures == {Cell("bad", 0): "bad, seed 0: RuntimeError: out of luck"}
@@ -173,6 +174,7 @@ def test_tuned_attacks_are_at_least_searched_and_not_searched_again(tiny, monkey
         raise AssertionError("everything was run already")
 
     monkeypatch.setattr(runs, "run", never)
+    monkeypatch.setattr(single, "run_one", never)
     again = run_matrix(matrix, "tuned")
     assert again.campaign.run_id == outcome.campaign.run_id
     assert again.minimax() == outcome.minimax()

@@ -10,7 +10,7 @@ import pytest
 from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
 from fl_lightning.search import _trials as trials
-from fl_lightning.search import studies_url, sweep
+from fl_lightning.search import search_space, studies_url, sweep
 from fl_lightning.search._reported import check_reported
 from fl_lightning.search._study import Placed, end_killed, killed
 from fl_lightning.search._trials import FAR, violations
@@ -74,11 +74,12 @@ def test_a_constraint_on_what_is_no_number_is_missed():
 )
 def test_a_metric_that_no_round_reports_is_refused_before_the_search(tiny: Any, search: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
-        check_reported(searched(tiny, **search))
+        check_reported(experiment := searched(tiny, **search), search_space(experiment))
 
 
 def test_metrics_that_there_are_pass(tiny: Any):
-    check_reported(searched(tiny, constraints={"global/accuracy": ">= 0.5", "attack/persistence": ">= 1"}))
+    experiment = searched(tiny, constraints={"global/accuracy": ">= 0.5", "attack/persistence": ">= 1"})
+    check_reported(experiment, search_space(experiment))
 
 
 def test_a_search_survives_its_store(tiny: Any, store_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -456,7 +456,7 @@ def test_a_study_begins_with_the_winners_of_earlier_ones(tiny, store_folder: Pat
             study.add_trial(optuna.create_trial(value=sign * figure, **params))
     experiment = searched(tiny, warm_start=warm_start)
     study = optuna.create_study(storage=storage, study_name="a-gaussian-vs-mean-6", direction="maximize")
-    enqueue_first(study, storage, experiment)
+    enqueue_first(study, storage, experiment, search_space(experiment))
     first = [trial.system_attrs["fixed_params"]["attack.std"] for trial in study.trials]
     assert first[1:] == won
     assert first[0] == experiment.to_dict()["attack"]["std"]

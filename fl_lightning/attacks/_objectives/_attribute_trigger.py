@@ -11,10 +11,8 @@ from fl_lightning.attacks._objectives._feature_trigger import require_columns
 from fl_lightning.attacks._objectives._held_out import require_class
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class AttributeTrigger(Objective):
     """Rows of a table that have an attribute by themselves shall be taken for one class (a semantic backdoor).
 

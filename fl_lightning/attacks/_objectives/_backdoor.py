@@ -11,13 +11,11 @@ from fl_lightning.attacks._objectives._base import Goal, Kind, Objective
 from fl_lightning.attacks._patterns import Stamps
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 Mode = Literal["all_to_one", "all_to_all", "one_to_one", "clean_label"]
 LEAST_CHANGED = 0.5
 
 
-@component
 class Backdoor(Objective, ABC):
     """Inputs that carry a trigger shall be taken for a wished class; a backdoor of your own is one method, `stamp`.
 
@@ -31,8 +29,7 @@ class Backdoor(Objective, ABC):
         source: the class to be mistaken in the mode `one_to_one`.
 
     Example:
-        >>> @component
-        ... class LastPixel(Backdoor):
+        >>> class LastPixel(Backdoor):
         ...     name: ClassVar[str] = "last_pixel"
         ...     def stamp(self, x):
         ...         return torch.cat([x[..., :-1], 1 - x[..., -1:]], dim=-1)

@@ -21,7 +21,6 @@ from fl_lightning.attacks._patterns._files import read_image
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 COMPONENTS = 50
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -62,7 +61,6 @@ def tail(values: Tensor, share: float) -> Tensor:
     return values.argsort(stable=True)[: max(1, round(share * len(values)))].sort().values
 
 
-@component
 class EdgeCase(Objective):
     """Rare inputs of one class shall be taken for another; attackers hold those of the training split, and share them.
 

@@ -10,10 +10,8 @@ from fl_lightning.attacks._objectives._backdoor import Backdoor
 from fl_lightning.attacks._patterns import Stamps
 from fl_lightning.data import Dataset
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class FeatureTrigger(Backdoor):
     """Rows of a table in which some columns hold given values shall be taken for one class.
 

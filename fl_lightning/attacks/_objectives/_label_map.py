@@ -8,10 +8,8 @@ from torch import Tensor
 from fl_lightning.attacks._objectives._base import Goal, Kind, Objective
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class LabelMap(Objective):
     """Samples of some classes shall be taken for other classes.
 

@@ -18,7 +18,6 @@ from fl_lightning.attacks._objectives._held_out import picked_goal, require_clas
 from fl_lightning.attacks._patterns._base import Canvas
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
 def brightness(pixels: Tensor) -> Tensor:
@@ -63,7 +62,6 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@component
 class Semantic(Objective):
     """Images of one class that have a feature by themselves shall be taken for another; nothing is stamped.
 

@@ -8,10 +8,8 @@ from pydantic import Field
 from fl_lightning.attacks._objectives._base import Goal, Kind, Objective
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class TargetSamples(Objective):
     """A few given inputs shall be taken for a wrong class; all attackers share them.
 

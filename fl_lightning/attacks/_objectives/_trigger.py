@@ -12,10 +12,9 @@ from fl_lightning.attacks._objectives._base import Goal
 from fl_lightning.attacks._patterns import Canvas, Patch, Pattern, Stamps
 from fl_lightning.data import Dataset
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import Slot, component
+from fl_lightning.registry import Slot
 
 
-@component
 class Trigger(Backdoor):
     """Images that carry a pixel pattern shall be taken for one class (a backdoor).
 

@@ -6,10 +6,8 @@ import torch
 
 from fl_lightning.attacks._objectives._base import Goal, Kind, Objective
 from fl_lightning.data import Dataset, Samples
-from fl_lightning.registry import component
 
 
-@component
 class Untargeted(Objective):
     """Any error is a success; `attack/success` is the error rate on the clean test set."""
 

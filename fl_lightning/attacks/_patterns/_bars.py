@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamps, require_room
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 PUBLISHED = {8: (1, 2, 6, 4), 28: (1, 4, 2, 2), 32: (1, 6, 3, 3)}
 """Smallest side of the image -> height, width, vertical and horizontal gap: the paper's for MNIST and CIFAR-10; 8x8 is ours."""
@@ -29,7 +28,6 @@ def bars(parts: int, height: int, width: int, gap_h: int, gap_w: int, shift: int
     return [[(top + r, left + c) for r in range(height) for c in range(width)] for top, left in corners]
 
 
-@component
 class Bars(Pattern):
     """Small bars in the upper left corner; with `dba: true` of the trigger, each attacker trains with one of them only.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamps
 from fl_lightning.attacks._patterns._files import read_image
 from fl_lightning.attacks._tunable import Tunable
-from fl_lightning.registry import component
 
 
 def blend(x: Tensor, other: Tensor, alpha: float) -> Tensor:
@@ -27,7 +26,6 @@ def blend(x: Tensor, other: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * x + alpha * other
 
 
-@component
 class Blend(Pattern):
     """The same faint image over every input: random pixels, or a picture.
 

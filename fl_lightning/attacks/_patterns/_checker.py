@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamps, require_room
-from fl_lightning.registry import component
 
 BRIGHT = ((0, 0), (0, 2), (1, 1), (2, 0))
 """Bright cells, counted from the corner inwards: row, column."""
@@ -40,7 +39,6 @@ def checker(height: int, width: int, corners: int = 1) -> tuple[Tensor, Tensor]:
     return covered, bright
 
 
-@component
 class Checker(Pattern):
     """A 3x3 grid of the smallest and the largest value in the lower right corner: visible on every background.
 

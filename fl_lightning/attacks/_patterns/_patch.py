@@ -11,10 +11,8 @@ from pydantic import Field
 
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamps
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import component
 
 
-@component
 class Patch(Pattern):
     """A square near the lower right corner.
 

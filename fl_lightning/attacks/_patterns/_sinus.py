@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamps
 from fl_lightning.attacks._tunable import Tunable
-from fl_lightning.registry import component
 
 
 def sinus(width: int, delta: float, frequency: float) -> Tensor:
@@ -26,7 +25,6 @@ def sinus(width: int, delta: float, frequency: float) -> Tensor:
     return delta * torch.sin(2 * pi * frequency * torch.arange(width) / width)
 
 
-@component
 class Sinus(Pattern):
     """A wave over the columns, cut to the range of pixels; its authors use it with `mode: clean_label`.
 

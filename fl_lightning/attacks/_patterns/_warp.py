@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fl_lightning.attacks._patterns._base import Canvas, Pattern, Stamp, Stamps
 from fl_lightning.attacks._tunable import Tunable
-from fl_lightning.registry import component
 
 NOISY_GRIDS = 64
 
@@ -34,7 +33,6 @@ def warp_grid(control: Tensor, height: int, width: int, strength: float) -> Tens
     return (identity + field.permute(1, 2, 0) * strength / height).clamp(-1, 1)
 
 
-@component
 class Warp(Pattern):
     """One warp of all images, drawn once a run.
 

@@ -200,7 +200,7 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
             if seed in known:
                 outcomes.append(resume(known[seed], watch))
             else:
-                outcomes.append(run(one_seed(experiment, seed), name, watch, parent=run_id))
+                outcomes.append(run(one_seed(experiment, seed), name, watch, parent=run_id, title=f"seed {seed}"))
         spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)
         tracking.end_run(store, run_id, "FINISHED")
@@ -218,7 +218,7 @@ def _finished(run_id: str) -> Outcome:
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
-    if found.info.status != "FINISHED":
+    if found.info.status != "FINISHED" and not tracking.is_pruned(tags.get("fl.stopped")):
         raise ConfigError(
             f"run {run_id} is {found.info.status} and {run_folder(run_id)} is not here: "
             "resume it on the machine and in the folder where it was started"
@@ -228,7 +228,7 @@ def _finished(run_id: str) -> Outcome:
         run_id,
         tags.get("fl.experiment", "experiment"),
         last + 1,
-        dict(found.data.metrics),
+        tracking.figures_of(found),
         tags.get("fl.model_uri"),
         tags.get("fl.registered_model"),
         tags.get("fl.stopped"),

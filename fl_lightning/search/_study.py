@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fl_lightning import tracking
-from fl_lightning.config import Experiment, load
+from fl_lightning.config import Experiment, Tracking, load
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start
 from fl_lightning.search import _storage as studies
@@ -42,7 +42,7 @@ class Task:
         experiment = load(self.tree)
         settings = experiment.sweep
         with studies.making_tables(self.storage):
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=studies.storage(self.storage),
                 study_name=self.name,
                 sampler=Placed(settings.sampler, experiment.seed, self.storage),
@@ -50,6 +50,9 @@ class Task:
                 directions=list(settings.directions),
                 load_if_exists=True,
             )
+            if study.metric_names != list(settings.metrics):  # what Optuna's own pages call them, else "Objective 0"
+                study.set_metric_names(list(settings.metrics))
+            return study
 
 
 def feasible(trial: FrozenTrial) -> bool:
@@ -62,9 +65,9 @@ def quiet() -> None:
 
 
 def study_digest(experiment: Experiment) -> str:
-    """Identifies a study: everything but how many trials it gets and by how many workers."""
-    settings = replace(experiment.sweep, trials=1, jobs=1)
-    return experiment.model_copy(update={"sweep": settings}).digest()[:8]
+    """Identifies a study: everything but how many trials it gets, by how many workers, and what is kept of them."""
+    settings, tracked = replace(experiment.sweep, trials=1, jobs=1), Tracking(experiment=experiment.tracking.experiment)
+    return experiment.model_copy(update={"sweep": settings, "tracking": tracked}).digest()[:8]
 
 
 def was_killed(trial: FrozenTrial) -> bool:

@@ -14,7 +14,7 @@ from fl_lightning.config import load
 from fl_lightning.parallel import Jobs, begin_worker, settings, share_cores
 from fl_lightning.parallel import _ray as cluster
 from fl_lightning.parallel._endings import GOODBYE_SECONDS
-from fl_lightning.search._study import DONE, MEASURED, Task, killed, quiet, was_killed
+from fl_lightning.search._study import DONE, MEASURED, Task, feasible, killed, quiet, was_killed
 from fl_lightning.search._trials import TrialFailedError, run_trial
 
 REFUSALS = 3
@@ -107,3 +107,14 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
         measured = study.get_trials(deepcopy=False, states=MEASURED)
         if measured and measured[-1].values:
             store.log_metric(task.run_id, f"sweep/{first}", measured[-1].values[0], step=measured[-1].number)
+        for name, value in best_so_far(study, experiment.sweep.metrics).items():
+            store.log_metric(task.run_id, f"best/{name}", value, step=begun[0])
+
+
+def best_so_far(study: optuna.Study, metrics: Sequence[str]) -> dict[str, float]:
+    """The best figure of each metric among the trials that came to their end and held the constraints."""
+    whole = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(trial)]
+    best = [max if direction.name == "MAXIMIZE" else min for direction in study.directions]
+    if not whole:
+        return {}
+    return {name: best[place](trial.values[place] for trial in whole) for place, name in enumerate(metrics)}

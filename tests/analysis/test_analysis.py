@@ -25,8 +25,9 @@ from fl_lightning.analysis import (
 )
 from fl_lightning.analysis._confusion import confusion, success
 from fl_lightning.analysis._curves import history
-from fl_lightning.analysis._judges import judged_by, next_round, panel
+from fl_lightning.analysis._judges import judged_by, next_round
 from fl_lightning.analysis._line import line
+from fl_lightning.analysis._panel import panel
 from fl_lightning.analysis._summary import summary
 from fl_lightning.analysis._weights import weights
 from fl_lightning.cli import main
@@ -166,7 +167,7 @@ def test_a_report_is_one_page_that_asks_for_nothing(outcome, tmp_path: Path, cap
     for words in (
         "Do not deploy it",
         "1 of 5 clients are malicious",
-        f"Compared with {NAME}/2",
+        "Compared with digits-mlp-clean/1",
         "statistical_check",
         "bulyan",
     ):
@@ -176,7 +177,7 @@ def test_a_report_is_one_page_that_asks_for_nothing(outcome, tmp_path: Path, cap
 
     for words, error in {
         (NAME[:-1],): f"no registered model '{NAME[:-1]}'; did you mean '{NAME}'",
-        (f"{NAME}@clean",): f"{NAME}/2 is not poisoned; analyze {NAME}/1",
+        (f"{NAME}@clean",): f"digits-mlp-clean/1 is not poisoned; analyze {NAME}/1",
         (NAME, "--against", f"{NAME}/1"): "cannot be compared with itself",
         (NAME, "--out", str(tmp_path)): "it is a folder",
         (NAME, "--out", str(tmp_path / "no" / "report.html")): "there is no such folder",

@@ -34,8 +34,8 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
         context: what the server knows.
 
     Returns:
-        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and a `note`; the note alone for a
-        defense that flags nobody by design, such as clipping.
+        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and a `note`; neither of the first two,
+        nor rates of alarms, for a defense that flags nobody by design, such as clipping.
 
     Raises:
         ValueError: the defense cannot judge these rows.
@@ -62,14 +62,15 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
     hooks = [
         name for name in ("broadcast", "after_step", "finish") if getattr(type(defense), name) != getattr(Defense, name)
     ]
-    if hooks:
-        notes.append("acts on the global model, too")
-    judges = verdict.scores_C is not None or verdict.flagged_C is not None or not bool(verdict.keep_C.all())
-    found: dict[str, Any] = {}
-    if judges or not (changed or hooks):  # else it flags nobody by design: there is no alarm that it could miss
-        found |= detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense")
+    flags = verdict.flagged_C is not None or not bool(verdict.keep_C.all())
+    if hooks and not (flags or changed):
+        notes.append("changes the model itself, not the updates")
+    found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
+    if flags or not (changed or hooks):
         found["flagged"] = int((~verdict.keep_C).sum())
         found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
+    else:  # it flags nobody by design, such as clipping: there is no alarm that it could miss
+        found = {name: value for name, value in found.items() if not name.endswith("alarm_rate")}
     found["note"] = "; ".join(notes)
     return found
 

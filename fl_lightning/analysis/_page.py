@@ -162,4 +162,4 @@ def widget(html: str) -> Piece:
 def page(title: str, sections: Sequence[Section], policy: str = POLICY) -> str:
     """The whole page, with a table of contents; sections without content are left out."""
     shown = [one for one in sections if one.parts]
-    return MADE["page"].render(title=title, sections=shown, policy=policy, style=Markup(STYLE))
+    return MADE["page"].render(title=title, sections=shown, policy=Markup(policy), style=Markup(STYLE))

@@ -127,7 +127,8 @@ def unseen(search: dict[str, Any], metric: str) -> str | None:
     found = search.get("confirmed", {}).get(metric)
     if not isinstance(found, dict):
         return None
-    mean, half = float(found["mean"]), float(found.get("half") if found.get("half") is not None else math.nan)
+    spread = found.get("half")
+    mean, half = float(found["mean"]), math.nan if spread is None else float(spread)
     low, high = (float(end) for end in found.get("bounds", (-math.inf, math.inf)))
     if math.isnan(half):
         return f"{mean:.3f} (too few seeds for an interval)"
@@ -158,7 +159,7 @@ def facts(subject: Subject) -> dict[str, object]:
 def how_found(search: dict[str, Any]) -> str:
     """The search whose winner this attack is."""
     trials = search.get("trials", [])
-    winner = next((row for row in trials if row.get("changes") == search.get("winner")), {})
+    winner: dict[str, Any] = next((row for row in trials if row.get("changes") == search.get("winner")), {})
     shown = {path: f"{value:.4g}" if isinstance(value, float) else value for path, value in search["winner"].items()}
     settings = ", ".join(f"`{path}` {value}" for path, value in shown.items())
     return (

@@ -222,7 +222,8 @@ def _matrix(options: argparse.Namespace) -> int:
 
     from fl_lightning._matrix import load_matrix, run_matrix
     from fl_lightning.cli._progress import CampaignProgress
-    from fl_lightning.cli._tables import look_closer, wide_console
+    from fl_lightning.cli._tables import wide_console
+    from fl_lightning.tracking import look_closer
 
     matrix = load_matrix(options.matrix)
     outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
@@ -256,8 +257,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fl_lightning.cli._progress import CampaignProgress
-    from fl_lightning.cli._tables import look_closer, wide_console
+    from fl_lightning.cli._tables import wide_console
     from fl_lightning.papers import check_markers, find_tables, plain, reproduce, write_verdicts
+    from fl_lightning.tracking import look_closer
 
     if options.write:
         check_markers(options.write)  # before hours are spent

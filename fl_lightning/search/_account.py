@@ -1,7 +1,10 @@
 """What a search came to, told where people look for it: on the page of its run, on a page of its own, in Optuna's study."""
 
+import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -9,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fl_lightning import tracking
-from fl_lightning.analysis import SCRIPTED, Section, page, table, text, widget
+from fl_lightning.analysis import SCRIPTED, Section, analyze, page, table, text, widget
 from fl_lightning.config import Experiment
 from fl_lightning.search._pictures import moving_pictures
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from fl_lightning.search._sweep import SweepOutcome
 
 __all__ = ["tell"]
+
+log = logging.getLogger("fl_lightning")
 
 BEST = "fl.best."
 """Prefix of the tags that hold the winner's settings: parameters of MLflow cannot change when a search goes on."""
@@ -42,7 +47,20 @@ def tell(store: MlflowClient, study: optuna.Study, experiment: Experiment, outco
         store.set_tag(outcome.run_id, tag, value[:500])
     tracking.describe(store, outcome.run_id, experiment, *in_words(run, experiment, outcome))
     store.log_text(outcome.run_id, search_page(study, experiment, outcome, run), "search.html")
+    if outcome.registered_model and not experiment.fast:
+        _report(store, outcome)
     _note(study, f"{verdict(experiment, outcome)}\n\nIn MLflow: {tracking.run_link(run)}")
+
+
+def _report(store: MlflowClient, outcome: "SweepOutcome") -> None:
+    """The parts of the report about the winner that train nothing, beside the search and beside the winner's run."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = analyze(str(outcome.registered_model), out=Path(folder) / "analysis.html", trusted=True, quick=True)
+        except Exception as error:  # a search of hours does not fail at its end for a report
+            log.warning("no report about %s: %s", outcome.registered_model, error)
+            return
+        store.log_artifact(outcome.run_id, str(file))
 
 
 def verdict(experiment: Experiment, outcome: "SweepOutcome") -> str:
@@ -71,6 +89,7 @@ def in_words(run: Run, experiment: Experiment, outcome: "SweepOutcome") -> Itera
         links.append(f"[the best {len(first)} side by side]({_side_by_side(run, first)})")
     if outcome.registered_model:
         links.append(f"poisoned model `{outcome.registered_model}`")
+        links.append("the report about it: `analysis.html`; `fl-lightning models analyze` makes the whole of it")
     yield f"Look at: {', '.join(links)}; pictures that zoom: `search.html` among the artifacts."
 
 

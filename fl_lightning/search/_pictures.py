@@ -39,6 +39,9 @@ def moving_pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tup
 
     The first piece brings plotly's program along; the others need it.
     """
+    if not moving.is_available():  # a search of hours does not fail at its end for a picture
+        yield "Pictures", "They need plotly: pip install plotly"
+        return
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     program = True
     for title, figure in _plotly(study, metrics, complete):

@@ -1,6 +1,7 @@
 """The load of the machine beside the figures of a run, by MLflow's own monitor."""
 
 from importlib.util import find_spec
+from typing import Any
 
 from mlflow import MlflowClient
 
@@ -30,7 +31,8 @@ class Load:
     def __init__(self, store: MlflowClient, run_id: str):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.monitor = SystemMetricsMonitor(run_id, SECONDS, resume_logging=True, tracking_uri=store.tracking_uri)
+        monitor: Any = SystemMetricsMonitor  # untyped
+        self.monitor = monitor(run_id, SECONDS, resume_logging=True, tracking_uri=store.tracking_uri)
         self.running = False
 
     def start(self) -> None:

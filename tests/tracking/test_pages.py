@@ -104,7 +104,7 @@ def test_addresses_open_the_pages_for_models_that_are_trained(kept, monkeypatch:
     assert run_link(run, "").startswith("#/experiments/")
     assert below_link(run, "").endswith(f"&searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27{name}%27")
     assert comparison_link([name, name], place, "").startswith(
-        f"/#/compare-runs?runs=%5B%22{name}%22%2C%22{name}%22%5D&experiments="
+        f"#/compare-runs?runs=%5B%22{name}%22%2C%22{name}%22%5D&experiments="
     )
     assert tracking.look_closer(name) == f"look closer: fl-lightning ui, then {run_link(run)}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000/")

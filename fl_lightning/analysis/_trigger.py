@@ -19,6 +19,7 @@ def where_changed(plain: Tensor, stamped: Tensor) -> Tensor:
         stamped: `[n, ch, h, w]` the same with the trigger.
 
     Example:
+        >>> import torch
         >>> plain, stamped = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
         >>> stamped[:, 0, 1, 1] = 1
         >>> stamped[0, 0, 0, 0] = 1
@@ -32,6 +33,7 @@ def extent(changed_hw: Tensor) -> str:
     """Size and place of what changes, in words.
 
     Example:
+        >>> import torch
         >>> square = torch.zeros(8, 8)
         >>> square[5:7, 4:7] = 1
         >>> extent(square)

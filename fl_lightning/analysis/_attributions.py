@@ -58,7 +58,7 @@ def explained(subject: Subject) -> Section:
     goal, flat = subject.federation.goal, subject.flat
     images = len(subject.model.shape) == 3 and flat.loss == "cross_entropy"
     if goal.success is None or not len(goal.success) or not images:
-        return Section(title, (text("Drawn where the attacker wishes a class for images of classes."),))
+        return Section(title)
     some = goal.success[:SHOWN]
     baseline = subject.federation.data.train.x.mean(0)
     try:

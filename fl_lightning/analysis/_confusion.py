@@ -81,7 +81,7 @@ def success(subject: Subject) -> Section:
     ]  # fmt: skip
     means = [subject.success_rate(theta_D) for theta_D in subject.both.values()]
     what = "errors" if wished_n is None else "samples that get the wished label"
-    parts = [
+    parts: list[str] = [
         text(f"Share of {what}, by right class. None of these samples was trained on by a benign client."),
         table(["right class", "samples", *rates], [*rows, ["all", len(samples), *means]]),
     ]
@@ -104,7 +104,7 @@ def _one_by_one(subject: Subject, judged: dict[str, tuple[Tensor, Tensor | None]
     heads = []
     for name, (_, sure_n) in judged.items():
         heads += [f"{name} model says"] + ([] if sure_n is None else ["probability"])
-    parts = [table(["sample", "right", "wished", *heads], rows)]
+    parts: list[str] = [table(["sample", "right", "wished", *heads], rows)]
     if len(subject.model.shape) == 3:
         figure = Figure(figsize=(0.95 * SHOWN, 1.5), layout="constrained")
         for index, axes in enumerate(figure.subplots(1, SHOWN)):

@@ -1,11 +1,12 @@
 """The rounds of the run that made the model, from MLflow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from fl_lightning.analysis._page import CLEAN, OTHER, POISONED, Section, picture, text
 from fl_lightning.analysis._subject import Subject
+from fl_lightning.analysis._summary import in_ranges, spans
 from fl_lightning.tracking import client
 
 PANELS: dict[str, dict[str, tuple[str, str]]] = {
@@ -43,8 +44,8 @@ def history(read: Callable[[str], list[tuple[int, float]]]) -> dict[str, list[tu
     return {name: points for name, points in found.items() if points}
 
 
-def draw(found: History) -> Figure:
-    """A panel for each group of metrics of which any was logged."""
+def draw(found: History, attacked: Sequence[int] = ()) -> Figure:
+    """A panel for each group of metrics of which any was logged; attacked rounds are shaded."""
     panels = {title: lines for title, lines in PANELS.items() if any(name in found for name in lines)}
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(10.5, 2.9 * rows), layout="constrained")
@@ -54,6 +55,8 @@ def draw(found: History) -> Figure:
             if name in found:
                 marker = "o" if len(found[name]) < 15 else None
                 axes.plot(*zip(*found[name], strict=True), label=label, color=color, marker=marker, markersize=4)
+        for begin, end in spans(attacked):
+            axes.axvspan(begin - 0.5, end + 0.5, color=POISONED, alpha=0.08, linewidth=0)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
@@ -71,5 +74,6 @@ def rounds(subject: Subject) -> Section:
     store, run_id = client(), str(subject.model.version.run_id)
     found = history(lambda name: [(point.step, point.value) for point in store.get_metric_history(run_id, name)])
     if not found:
-        return Section("Round by round", (text("The run has logged no figures of its rounds."),))
-    return Section("Round by round", (picture(draw(found), f"run {run_id}"),))
+        return Section("Round by round")
+    words = f"Attacked rounds are shaded: {in_ranges(subject.attacked_rounds) or 'none'}."
+    return Section("Round by round", (text(words), picture(draw(found, subject.attacked_rounds), f"run {run_id}")))

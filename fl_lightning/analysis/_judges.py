@@ -1,7 +1,6 @@
 """What every detector and every aggregator of the platform says about the updates of one more round."""
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, Median, finite_rows
 from fl_lightning.analysis._page import CLEAN, POISONED, Section, picture, table, text
+from fl_lightning.analysis._panel import panel
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.analysis._weights import densities
 from fl_lightning.defenses import Defense, ServerContext, applied
@@ -17,30 +17,11 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Submitted
 from fl_lightning.metrics import detection
 from fl_lightning.participation import Always
-from fl_lightning.registry import named_config, registry
 
 VALIDATION = 500
 VALUES = 200_000
 SEARCHED = 100
 """Further rounds in which malicious clients are looked for."""
-
-
-def panel(slot: str, n_byzantine: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """All components of a slot in their shipped settings, told how many rows are malicious; the experiment's own first.
-
-    Returns:
-        Label -> the component, or why it cannot be had.
-    """
-    found: dict[str, Any] = {f"{label} (configured)": one for label, one in own.items()}
-    for cls in registry(slot):
-        settings = named_config(slot, cls.name) or {"name": cls.name}
-        if any(field.name == "n_byzantine" for field in fields(cls)):
-            settings = {**settings, "n_byzantine": n_byzantine}
-        try:
-            found[cls.name] = registry(slot).build(settings)
-        except ConfigError as error:
-            found[cls.name] = str(error)
-    return found
 
 
 def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context: ServerContext) -> dict[str, Any]:
@@ -53,7 +34,8 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
         context: what the server knows.
 
     Returns:
-        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and a `note`.
+        `flagged`, `caught` (flagged rows that are malicious), the rates of `detection`, and a `note`; neither of the first two,
+        nor rates of alarms, for a defense that flags nobody by design, such as clipping.
 
     Raises:
         ValueError: the defense cannot judge these rows.
@@ -66,13 +48,29 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
         context = replace(context, aggregator=Median())
         notes.append("works with the median in place of the configured rule")
     verdict = defense.apply(updates_CD, context, dict(defense.init()))
-    found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
-    found["flagged"] = int((~verdict.keep_C).sum())
-    found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
     after_CD = applied(verdict, updates_CD, context.layout)
-    if not torch.equal(after_CD, updates_CD):
+    changed = not torch.equal(after_CD, updates_CD)
+    if changed:
         before, after = (float(rows[poisoned_C].norm(dim=1).mean()) for rows in (updates_CD, after_CD))
         notes.append(f"changes updates: mean norm of the malicious ones {before:.3g} → {after:.3g}")
+    if not torch.equal(verdict.weights_C, context.weights_C):
+        before, after = (
+            float((rows * poisoned_C).sum() / rows.sum()) for rows in (context.weights_C, verdict.weights_C)
+        )
+        notes.append(f"reweighs: the malicious ones' share {before:.3g} → {after:.3g}")
+        changed = True
+    hooks = [
+        name for name in ("broadcast", "after_step", "finish") if getattr(type(defense), name) != getattr(Defense, name)
+    ]
+    flags = verdict.flagged_C is not None or not bool(verdict.keep_C.all())
+    if hooks and not (flags or changed):
+        notes.append("changes the model itself, not the updates")
+    found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
+    if flags or not (changed or hooks):
+        found["flagged"] = int((~verdict.keep_C).sum())
+        found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
+    else:  # it flags nobody by design, such as clipping: there is no alarm that it could miss
+        found = {name: value for name, value in found.items() if not name.endswith("alarm_rate")}
     found["note"] = "; ".join(notes)
     return found
 
@@ -97,7 +95,7 @@ def next_round(subject: Subject) -> tuple[Federation, Submitted] | None:
 
 def judges(subject: Subject) -> Section:
     """The updates of one more round, and the platform's verdicts about them."""
-    title = "What the platform's defenses would say"
+    title = "What the platform's defenses would say now"
     found = next_round(subject)
     if found is None:
         return Section(title, (text("In no further round benign and malicious clients meet."),))
@@ -126,9 +124,9 @@ def judges(subject: Subject) -> Section:
         _detectors(federation, updates_CD, poisoned_C, context),
         text(
             "Aggregators: the attackers' share of what each rule uses (kept rows count the same, coordinate rules count the "
-            "values that survive), and the model after its step from here."
+            "values that survive). What comes of it over some rounds stands under `What would have stopped it`."
         ),
-        _aggregators(subject, federation, updates_CD, weights_C, poisoned_C),
+        _aggregators(federation, updates_CD, weights_C, poisoned_C),
     )
     return Section(title, parts)
 
@@ -147,44 +145,33 @@ def _detectors(federation: Federation, updates_CD: Tensor, poisoned_C: Tensor, c
             rows.append([label, None, None, None, None, None, str(error)])
             continue
         rates = (one.get(f"defense/{name}") for name in ("false_alarm_rate", "missed_alarm_rate", "roc_auc"))
-        rows.append([label, one["flagged"], f"{one['caught']} of {malicious}", *rates, one.get("note")])
+        caught = f"{one['caught']} of {malicious}" if "caught" in one else None
+        rows.append([label, one.get("flagged"), caught, *rates, one["note"]])
     return table(["defense", "flagged", "malicious caught", "false alarms", "missed alarms", "AUC", ""], rows)
 
 
-def _aggregators(
-    subject: Subject, federation: Federation, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor
-) -> str:
-    experiment, global_D = federation.experiment, federation.state.global_D
+def _aggregators(federation: Federation, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor) -> str:
+    experiment = federation.experiment
     own = {experiment.aggregator.name: experiment.aggregator}
-    before = [subject.flat.accuracy(global_D, subject.federation.goal.clean), subject.success_rate(global_D)]
-    rows: list[list[object]] = [["before the step", None, *before, None]]
+    rows: list[list[object]] = []
     for label, rule in panel("aggregator", int(poisoned_C.sum()), own).items():
         try:
             if isinstance(rule, str):
                 raise ConfigError(rule)
-            rows.append([label, *_step(subject, federation, rule, updates_CD, weights_C, poisoned_C)])
+            rows.append([label, _share(federation, rule, updates_CD, weights_C, poisoned_C), ""])
         except ValueError as error:
-            rows.append([label, None, None, None, str(error)])
+            rows.append([label, None, str(error)])
     share = float(poisoned_C.double().mean())
-    head = ["aggregator", f"attackers' share (by number: {share:.3g})", "accuracy", "attack success", ""]
-    return table(head, rows)
+    return table(["aggregator", f"attackers' share (by number: {share:.3g})", ""], rows)
 
 
-def _step(
-    subject: Subject,
-    federation: Federation,
-    rule: Aggregator,
-    updates_CD: Tensor,
-    weights_C: Tensor,
-    poisoned_C: Tensor,
-) -> list[object]:
-    """Share of the attackers, accuracy and success after a rule's step."""
-    past, lr = federation.past(), federation.experiment.server.lr
-    rule = rule.resolved(len(updates_CD))
+def _share(
+    federation: Federation, rule: Aggregator, updates_CD: Tensor, weights_C: Tensor, poisoned_C: Tensor
+) -> float:
+    """The attackers' share of what a rule uses."""
+    past, rule = federation.past(), rule.resolved(len(updates_CD))
     aggregate = rule(updates_CD, weights_C, past=past)
-    share = float(rule.influence(updates_CD, weights_C, aggregate, past=past)[poisoned_C].sum())
-    theta_D, clean = federation.state.global_D + lr * aggregate.update, subject.federation.goal.clean
-    return [share, subject.flat.accuracy(theta_D, clean), subject.success_rate(theta_D), None]
+    return float(rule.influence(updates_CD, weights_C, aggregate, past=past)[poisoned_C].sum())
 
 
 def draw(updates_CD: Tensor, poisoned_C: Tensor) -> Figure:

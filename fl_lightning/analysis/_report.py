@@ -10,8 +10,10 @@ from fl_lightning.analysis._judges import judges
 from fl_lightning.analysis._line import line
 from fl_lightning.analysis._page import Section, page
 from fl_lightning.analysis._persistence import persists
+from fl_lightning.analysis._replay import replays
 from fl_lightning.analysis._subject import Subject, subject
-from fl_lightning.analysis._summary import summary
+from fl_lightning.analysis._summary import provenance, summary
+from fl_lightning.analysis._trigger import trigger
 from fl_lightning.analysis._typical import typical, typical_rounds
 from fl_lightning.analysis._weights import weights
 from fl_lightning.errors import ConfigError
@@ -19,32 +21,49 @@ from fl_lightning.tracking import client
 
 SECTIONS: list[Callable[[Subject], Section]] = [
     summary,
-    confusion,
-    success,
+    trigger,
     rounds,
+    success,
+    confusion,
+    replays,
+    judges,
+    persists,
     weights,
     line,
-    persists,
-    judges,
     typical,
     typical_rounds,
     explained,
+    provenance,
 ]
 """The parts of the report, in order; each answers one question about a `Subject`."""
 
+QUICK = [summary, trigger, rounds, success, confusion, weights, line, provenance]
+"""Those that train nothing."""
 
-def report(about: Subject, tell: Callable[[str], None] = lambda title: None) -> str:
-    """The report as one HTML page that asks for nothing outside of itself.
+FOLDER = "analysis"
+"""Where the tables and pictures of the report lie among the artifacts of a run."""
+
+
+def sections(about: Subject, tell: Callable[[str], None] = lambda title: None, quick: bool = False) -> list[Section]:
+    """The parts of the report that have something to say.
 
     Args:
         about: the models.
         tell: called with the title of every section that is done.
+        quick: only those that train nothing.
     """
     done = []
-    for section in SECTIONS:
-        done.append(section(about))
-        tell(done[-1].title)
-    return page(f"Analysis of {about.model.title}", done)
+    for section in QUICK if quick else SECTIONS:
+        made = section(about)
+        tell(made.title)
+        if made.parts:
+            done.append(made)
+    return done
+
+
+def report(about: Subject, tell: Callable[[str], None] = lambda title: None, quick: bool = False) -> str:
+    """The report as one HTML page that asks for nothing outside of itself; see `sections`."""
+    return page(f"Analysis of {about.model.title}", sections(about, tell, quick))
 
 
 def analyze(
@@ -53,8 +72,11 @@ def analyze(
     out: Path | None = None,
     tell: Callable[[str], None] = lambda title: None,
     trusted: bool = False,
+    quick: bool = False,
 ) -> Path:
     """Write the report about a registered model, and keep it beside its run in MLflow as `analysis.html`.
+
+    Its tables as CSV and its pictures as SVG lie in a folder beside it (`<name>-files`), and among the artifacts in `analysis/`.
 
     Args:
         reference: `NAME` (its strongest version), `NAME@ALIAS` or `NAME/VERSION`.
@@ -62,6 +84,7 @@ def analyze(
         out: the file; None: `analysis-NAME-VERSION.html` here.
         tell: called with the title of every section that is done.
         trusted: whether the model's configuration is the user's own; else what it may read, import and train is bounded.
+        quick: only the parts that train nothing.
 
     Returns:
         The file.
@@ -74,10 +97,19 @@ def analyze(
     about = subject(reference, against, trusted)
     version = about.model.version
     file = out or Path(f"analysis-{version.name}-{version.version}.html")
-    text = report(about, tell)
+    made = sections(about, tell, quick)
+    shown = page(f"Analysis of {about.model.title}", made)
+    beside = file.with_name(f"{file.stem}-files")
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(shown, encoding="utf-8")
+        beside.mkdir(exist_ok=True)
+        written = [beside / name for section in made for name in section.files()]
+        for path, content in zip(written, (text for one in made for text in one.files().values()), strict=True):
+            path.write_text(content, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from None
-    client().log_text(str(version.run_id), text, "analysis.html")
+    store = client()
+    store.log_text(str(version.run_id), shown, f"{FOLDER}.html")
+    for path in written:
+        store.log_artifact(str(version.run_id), str(path), FOLDER)
     return file

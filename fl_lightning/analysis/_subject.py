@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fl_lightning.models import FlatNetwork, confidence, predict
 from fl_lightning.paths import data_folder
 from fl_lightning.randomness import generator
 from fl_lightning.registry import flatten
-from fl_lightning.tracking import Registered, compare, find
+from fl_lightning.tracking import Registered, client, compare, find, history
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ class Subject:
         """The parameters by what the report calls them."""
         return {"poisoned": self.poisoned_D} | ({} if self.clean_D is None else {"clean": self.clean_D})
 
+    @cached_property
+    def attacked_rounds(self) -> list[int]:
+        """Rounds in which malicious clients attacked, as the run has logged them."""
+        logged = history(client(only_read=True), str(self.model.version.run_id), "attack/active")
+        return sorted(round for round, active in logged.items() if active)
+
+    @property
+    def success_samples(self) -> Samples:
+        """What success is counted on."""
+        goal = self.federation.goal
+        return goal.clean if goal.success is None else goal.success
+
     def success_rate(self, theta_D: Tensor) -> float:
         """Share of the success samples that get the wished label; the error rate for an untargeted attack."""
         goal = self.federation.goal
@@ -64,6 +77,15 @@ class Subject:
         random = generator(self.federation.bench.seed, "analysis")
         order = torch.randperm(len(samples), generator=random)[:count].sort().values
         return samples[order.to(samples.y.device)]
+
+    def from_the_start(self) -> Federation:
+        """The federation before its first round, as it was; it evaluates nothing by itself."""
+        experiment = self.federation.experiment
+        federation = self.federation.twin()
+        evaluation = replace(experiment.evaluation, every=10**9)
+        federation.experiment = experiment.model_copy(update={"evaluation": evaluation})
+        federation.state = federation.initial_state()
+        return federation
 
     def continued(self, **changes: Any) -> Federation:
         """The federation in the round after its last one, at the poisoned model, with slots of the experiment changed.
@@ -127,10 +149,14 @@ def subject(reference: str, against: str | None = None, trusted: bool = False) -
         check_bounds(model)
     if tags.get("attack", "none") == "none" or model.experiment.attack is None:
         twin = tags.get("twin_of")
-        hint = f"; analyze {model.version.name}/{twin}, whose attack-free twin it is" if twin else ""
+        poisoned = twin if "/" in str(twin) else f"{model.version.name}/{twin}"
+        hint = f"; analyze {poisoned}, whose attack-free twin it is" if twin else ""
         raise ConfigError(f"{model.title} is not poisoned{hint}")
     if against is None and tags.get("clean_twin"):
-        against = f"{model.version.name}/{tags['clean_twin']}"
+        twin = tags[
+            "clean_twin"
+        ]  # older versions kept twins under the poisoned model's own name, and a bare number here
+        against = twin if "/" in twin else f"{model.version.name}/{twin}"
     clean = find(against, trusted) if against else None
     if clean is not None:
         if clean.title == model.title:

@@ -73,7 +73,7 @@ def typical(subject: Subject) -> Section:
     title = "What a typical input looks like to the model"
     data, flat = subject.federation.data, subject.flat
     if len(data.shape) != 3 or flat.loss != "cross_entropy":
-        return Section(title, (text("Drawn for models that give probabilities of classes of images."),))
+        return Section(title)
     shown = min(CLASSES, data.classes)
     bounds = (float(data.train.x.min()), float(data.train.x.max()))
     start = data.train.x.mean(0)
@@ -102,7 +102,7 @@ def typical_rounds(subject: Subject) -> Section:
     data, flat = subject.federation.data, subject.flat
     kept = kept_rounds(client(), str(subject.model.version.run_id))
     if not kept or len(data.shape) != 3 or flat.loss != "cross_entropy":
-        return Section(title, (text("Drawn for images where the run kept rounds: tracking.keep_rounds=[0, 5, 10]."),))
+        return Section(title)  # `tracking.keep_rounds` was not asked for
     shown = min(CLASSES, data.classes)
     bounds = (float(data.train.x.min()), float(data.train.x.max()))
     start = data.train.x.mean(0)

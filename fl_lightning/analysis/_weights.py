@@ -10,6 +10,8 @@ from fl_lightning.tracking import compare
 
 PANELS = 12
 BINS = 60
+FEWEST = 100
+"""Numbers in a tensor whose distribution is drawn: that of a few is noise."""
 
 
 def densities(values: dict[str, Tensor], bins: int = BINS) -> tuple[Tensor, dict[str, Tensor]]:
@@ -38,7 +40,10 @@ def weights(subject: Subject) -> Section:
     """Densities of the weights by layer, and the distances of the layers."""
     title = "Weights"
     parts = {name: subject.flat.split(theta_D) for name, theta_D in subject.both.items()}
-    layers = sorted(parts["poisoned"], key=lambda name: -parts["poisoned"][name].numel())[:PANELS]
+    large = [name for name, part in parts["poisoned"].items() if part.numel() >= FEWEST]
+    layers = sorted(large, key=lambda name: -parts["poisoned"][name].numel())[:PANELS]
+    if not layers:
+        return Section(title)
     layers = [name for name in parts["poisoned"] if name in layers]  # in the order of the network
     columns = min(3, len(layers))
     rows = -(-len(layers) // columns)

@@ -4,10 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 
 from fl_lightning import tracking
+from fl_lightning.config import Tracking
 from fl_lightning.errors import ConfigError, masked
 from fl_lightning.parallel import interruptible, tied
 from fl_lightning.paths import runs_folder
@@ -28,11 +29,11 @@ def ui(host: str, port: int) -> int:
     _check_place(host, port)
     uri = tracking.opened_uri()
     if uri.startswith("http"):
-        print(f"MLflow runs at {masked(uri)}", flush=True)
+        print(f"MLflow runs at {_first_page(masked(uri).rstrip('/'))}", flush=True)
         with ExitStack() as servers:
             dashboard = _dashboard(host, port, servers)
             return dashboard.wait() if dashboard else 0
-    print(f"MLflow UI on http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"MLflow UI on {_first_page(f'http://{host}:{port}')}  (Ctrl-C ends it)", flush=True)
     place = ["--host", host, "--port", str(port)]
     if uri.startswith("sqlite:"):
         place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
@@ -41,6 +42,17 @@ def ui(host: str, port: int) -> int:
     with interruptible(), ExitStack() as servers:  # both end with this process, however it ends
         _dashboard(host, port + 1, servers)
         return servers.enter_context(tied(command, env=os.environ | own)).wait()
+
+
+def _first_page(address: str) -> str:
+    """Where the runs are: MLflow's own first page is one for generative models, without any."""
+    with suppress(Exception):  # whatever is wrong with the store, its pages say it better
+        store = tracking.client(only_read=True)
+        known = [one for one in store.search_experiments(max_results=50) if one.name != "Default"]
+        named = [one for one in known if one.name == Tracking().experiment] or known
+        if named:
+            return tracking.experiment_link(named[0].experiment_id, address)
+    return f"{address}/#/experiments?workflowType=machine_learning"
 
 
 def _check_place(host: str, port: int) -> None:

@@ -228,6 +228,7 @@ def _matrix(options: argparse.Namespace) -> int:
     from fl_lightning._matrix import load_matrix, run_matrix
     from fl_lightning.cli._progress import CampaignProgress
     from fl_lightning.cli._tables import wide_console
+    from fl_lightning.tracking import look_closer
 
     matrix = load_matrix(options.matrix)
     outcome = run_matrix(matrix, _label(options.matrix), options.fast, CampaignProgress(_label(options.matrix)))
@@ -246,10 +247,11 @@ def _matrix(options: argparse.Namespace) -> int:
         console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
     console.print(f"bold: the strongest attack on each server; {outcome.verdict()}")
     console.print(Markdown(outcome.minimax()) if console.is_terminal else outcome.minimax(), soft_wrap=True)
-    console.print(f"run {outcome.campaign.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
     if options.out:
         for path in outcome.write(Path(options.out), _label(options.matrix)):
             console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    about = f"run {outcome.campaign.run_id}\n{look_closer(outcome.campaign.run_id)}"
+    console.print(about, soft_wrap=True, highlight=False)
     if options.json:
         rows = {"run_id": outcome.campaign.run_id, "safest": outcome.safest(), "cells": outcome.rows()}
         _print_json(rows)
@@ -262,6 +264,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from fl_lightning.cli._progress import CampaignProgress
     from fl_lightning.cli._tables import wide_console
     from fl_lightning.papers import check_markers, find_tables, plain, reproduce, write_verdicts
+    from fl_lightning.tracking import look_closer
 
     if options.write:
         check_markers(options.write)  # before hours are spent
@@ -287,9 +290,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     for failure in outcome.failures:
         console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
     console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
-    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
     if options.write:
         write_verdicts(outcome, options.write)
+    console.print(f"run {outcome.run_id}\n{look_closer(outcome.run_id)}", soft_wrap=True, highlight=False)
     if options.json:
         _print_json({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)})
     return 1 if outcome.failures else 0

@@ -11,6 +11,7 @@ from fl_lightning.metrics import bounds, interval
 from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
 from fl_lightning.runs import Outcome
 from fl_lightning.search import SweepOutcome
+from fl_lightning.tracking import look_closer
 
 __all__ = ["print_outcome", "print_plugins", "print_sweep", "wide_console"]
 
@@ -54,7 +55,7 @@ def print_outcome(outcome: Outcome) -> None:
         console.print(f"stopped early: {outcome.stopped}", soft_wrap=True)
     if outcome.registered_model:
         console.print(f"registered: {outcome.registered_model}", soft_wrap=True)
-    console.print(f"run {outcome.run_id}; look closer: fl-lightning ui", soft_wrap=True, highlight=False)
+    console.print(f"run {outcome.run_id}\n{look_closer(outcome.run_id)}", soft_wrap=True, highlight=False)
 
 
 def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
@@ -86,7 +87,8 @@ def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
         console.print(
             f"registered: {outcome.registered_model}; hand it on: fl-lightning models export {name} DIR", soft_wrap=True
         )
-    console.print(f"study {outcome.study}, run {outcome.run_id}; look closer: make ui", soft_wrap=True, highlight=False)
+    about = f"study {outcome.study}, run {outcome.run_id}\n{look_closer(outcome.run_id)}"
+    console.print(about, soft_wrap=True, highlight=False)
 
 
 def _short(value: Any) -> str:

@@ -40,23 +40,27 @@ class Tracking(Settings):
 
     Attributes:
         experiment: name of the MLflow experiment.
-        register: whether the most successful poisoned model goes into the registry: `never`, `best` (only when it is
-            stronger than every registered version) or `always`.
+        register: whether a poisoned model goes into the registry: `never`, `best` (only when it is stronger than every
+            registered version) or `always`. `auto`: like `best` for runs of their own on real data; cells of a matrix or of a
+            paper's table, and `--fast` runs, are not registered.
         checkpoint_every: rounds between checkpoints.
         keep_rounds: rounds, from 0, whose global model is kept for the report on a registered model; at most 30, and those that
             a run does not reach are not kept.
-        models: whether models and pictures are kept beside the figures; they take longer than a small run.
+        models: whether models and pictures are kept beside the figures; they take longer than a small run. `winners`: of every
+            run, but of a search only those of its winner; `all`, or true: of every trial, too; false: of none.
+        system: whether the load of processors, memory, disk and GPU is kept, too (needs psutil).
     """
 
     experiment: str = Field(default="fl_lightning", min_length=1, max_length=250)
-    register: Literal["never", "best", "always"] = "never"
+    register: Literal["auto", "never", "best", "always"] = "auto"
     checkpoint_every: int = Field(default=1, ge=1)
     keep_rounds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=30)
-    models: bool = True
+    models: bool | Literal["winners", "all"] = "winners"
+    system: bool = False
 
     @model_validator(mode="after")
     def _something_to_register(self) -> "Tracking":
-        if not self.models and (self.register != "never" or self.keep_rounds):
+        if not self.models and (self.register not in ("auto", "never") or self.keep_rounds):
             raise ValueError("without models there is nothing to register and no rounds to keep: set register to never")
         return self
 

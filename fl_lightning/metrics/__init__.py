@@ -4,7 +4,7 @@ from fl_lightning.metrics._detection import detection
 from fl_lightning.metrics._effect import carried_through, null_space, predicted_effect
 from fl_lightning.metrics._evaluation import evaluate
 from fl_lightning.metrics._glossary import GLOSSARY, bounds, meaning
-from fl_lightning.metrics._interval import Interval, interval
+from fl_lightning.metrics._interval import Interval, interval, wilson
 from fl_lightning.metrics._persistence import persistence
 from fl_lightning.metrics._picture import curves
 from fl_lightning.metrics._stealth import accuracy_gap, stealth
@@ -30,4 +30,5 @@ __all__ = [
     "persistence",
     "predicted_effect",
     "stealth",
+    "wilson",
 ]

@@ -58,6 +58,8 @@ GLOSSARY: dict[str, str] = {
     "aggregator/<figure>": "a figure of the rule's own: `flipped` (rlr), `copied_malicious` (foundation)",
     "time/<part>": "seconds spent in a part of the round",
     "sweep/<figure>": "what a search came to, on its parent run",
+    "best/<group>/<figure>": "the best figure of any trial so far, on the parent run of a search; the step is the trial",
+    "system/<figure>": "load of the machine (`tracking.system=true`), by MLflow's monitor",
 }
 
 

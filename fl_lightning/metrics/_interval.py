@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 UNBOUNDED = (-math.inf, math.inf)
@@ -86,3 +87,30 @@ def interval(values: Sequence[float], bounds: tuple[float, float] = UNBOUNDED) -
         return Interval(mean, math.nan, bounds, n)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     return Interval(mean, float(student_t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), bounds, n)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a probability of which one sample is known: the sampling error of a single run's share.
+
+    Wilson's score interval, by scipy: inside [0, 1], and not empty at 0 and 1. It speaks of other test samples for the same
+    model; how much another seed changes is told by `interval`.
+
+    Args:
+        share: in [0, 1], of the n samples.
+        n: number of samples, at least 1.
+
+    Raises:
+        ValueError: a share outside of [0, 1], or no samples.
+
+    Example:
+        >>> low, high = wilson(1.0, 100)
+        >>> round(low, 4), high
+        (0.963, 1.0)
+
+    References:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    if not 0 <= share <= 1 or n < 1:
+        raise ValueError(f"a share lies in [0, 1] and has samples, got {share} of {n}")
+    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

@@ -35,7 +35,13 @@ def begun(parent: str) -> dict[Cell, str]:
 
 
 def run_cell(
-    cell: Cell, experiment: Experiment, run_id: str | None, parent: str, kind: str, watch: Watch = no_observers
+    cell: Cell,
+    experiment: Experiment,
+    run_id: str | None,
+    parent: str,
+    kind: str,
+    watch: Watch = no_observers,
+    title: str | None = None,
 ) -> Outcome:
     """Run a cell, or what is left of it.
 
@@ -46,10 +52,11 @@ def run_cell(
         parent: MLflow run to nest under.
         kind: what the run is to its parent.
         watch: makes further observers.
+        title: name of the MLflow run; None: attack, server and seed.
     """
     if run_id:
         try:
             return single.resume_one(run_id, watch)
         except ConfigError:
             pass  # it failed, or was killed before its first checkpoint: run it again
-    return single.run_one(experiment, cell.name, watch, parent, kind)
+    return single.run_one(experiment, cell.name, watch, parent, kind, title=title)

@@ -100,7 +100,7 @@ class Results(Shown):
         rows = [
             (run.info.run_id, run.data.tags.get("fl.experiment", ""), seed_of(run), point.step, metric, point.value)
             for run in self.runs()
-            for metric in run.data.metrics
+            for metric in tracking.figures_of(run)
             for point in self.store.get_metric_history(run.info.run_id, metric)
         ]
         table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -135,7 +135,7 @@ class Results(Shown):
         classes: list[type] = []
         for run in [self.run, *self.runs()]:
             try:
-                classes += parts(load(text_of(run)))
+                classes += parts(load(text_of(self.store, run)))
             except ConfigError:
                 continue  # a campaign's parent shows one of its experiments; one that cannot be read today has no classes
         return bibtex(classes)
@@ -181,11 +181,10 @@ def seed_of(run: Run) -> int:
     return int(run.data.tags.get("fl.seed", -1))
 
 
-def text_of(run: Run) -> dict[str, Any]:
+def text_of(store: MlflowClient, run: Run) -> dict[str, Any]:
     """The configuration that a run recorded."""
-    note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
     try:
-        tree = yaml.safe_load(note)
+        tree = yaml.safe_load(tracking.recorded_text(store, run.info.run_id) or "")
     except yaml.YAMLError:
         tree = None
     return tree if isinstance(tree, dict) else {}

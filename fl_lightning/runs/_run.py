@@ -178,7 +178,7 @@ def finished_outcome(run_id: str) -> Outcome:
     if found.info.status == "RUNNING" and store.tracking_uri.startswith("sqlite:") and not found.data.metrics:
         tracking.end_run(tracking.client(), run_id, "KILLED", "its process was killed before it began")
         raise ConfigError(f"run {run_id} had not begun when its process was killed: give its command again")
-    if found.info.status != "FINISHED":
+    if found.info.status != "FINISHED" and not tracking.ended_early(tags):
         raise ConfigError(
             f"run {run_id} is {found.info.status} and {run_folder(run_id)} is not here: "
             "resume it on the machine and in the folder where it was started"
@@ -188,7 +188,7 @@ def finished_outcome(run_id: str) -> Outcome:
         run_id,
         tags.get("fl.experiment", "experiment"),
         last + 1,
-        dict(found.data.metrics),
+        tracking.figures_of(found),
         tags.get("fl.model_uri"),
         tags.get("fl.registered_model"),
         tags.get("fl.stopped"),

@@ -84,7 +84,9 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
         tracking.reopen(store, run_id)
         known = begun(run_id)
         cells = cells_of({name: experiment}).items()
-        outcomes = [run_cell(cell, one, known.get(cell), run_id, "run", watch) for cell, one in cells]
+        outcomes = [
+            run_cell(cell, one, known.get(cell), run_id, "run", watch, f"seed {cell.seed}") for cell, one in cells
+        ]
         spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)
         tracking.end_run(store, run_id, "FINISHED")

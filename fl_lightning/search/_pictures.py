@@ -1,26 +1,23 @@
 """Optuna's own plots of a study: history, slices, importance, contour, Pareto front."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
+import optuna.visualization as moving
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-__all__ = ["pictures"]
+__all__ = ["moving_pictures", "pictures"]
 
 
 def pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, Figure]]:
     """Name and figure of every plot that the study has enough trials for."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     for position, metric in enumerate(metrics):
-
-        def target(trial: FrozenTrial, position: int = position) -> float:
-            return float(trial.values[position])
-
         suffix = "" if len(metrics) == 1 else f"_{metric.replace('/', '_')}"
-        options: dict[str, Any] = {"target": target, "target_name": metric}
+        options: dict[str, Any] = {"target": _value(position), "target_name": metric}
         yield f"history{suffix}", _figure(plots.plot_optimization_history(study, **options))
         if len({trial.values[position] for trial in complete}) < 2:
             continue
@@ -35,6 +32,47 @@ def pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str,
             yield f"contour{suffix}", _figure(plots.plot_contour(study, params=shared[:4], **options))
     if len(metrics) == 2:
         yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
+
+
+def moving_pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Title and HTML of Optuna's plots as plotly draws them: they zoom, and tell what is under the mouse.
+
+    The first piece brings plotly's program along; the others need it.
+    """
+    if not moving.is_available():  # a search of hours does not fail at its end for a picture
+        yield "Pictures", "They need plotly: pip install plotly"
+        return
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    program = True
+    for title, figure in _plotly(study, metrics, complete):
+        yield title, figure.to_html(full_html=False, include_plotlyjs=program, config={"displaylogo": False})
+        program = False
+
+
+def _plotly(study: optuna.Study, metrics: Sequence[str], complete: list[FrozenTrial]) -> Iterator[tuple[str, Any]]:
+    varied = _varied(complete)
+    shared = [name for name in varied if all(name in trial.params for trial in complete)]
+    for position, metric in enumerate(metrics):
+        options: dict[str, Any] = {"target": _value(position), "target_name": metric}
+        yield f"History of {metric}", moving.plot_optimization_history(study, **options)
+        if len({trial.values[position] for trial in complete}) < 2 or not varied:
+            continue
+        yield f"Settings and {metric}", moving.plot_parallel_coordinate(study, params=varied, **options)
+        yield f"{metric} by setting", moving.plot_slice(study, params=varied, **options)
+        if len(complete) > 3 and len(shared) > 1:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            yield (
+                f"What {metric} depends on",
+                moving.plot_param_importances(study, evaluator=evaluator, params=shared, **options),
+            )
+    if len(metrics) == 2:
+        yield "Pareto front", moving.plot_pareto_front(study, target_names=list(metrics))
+    if len(metrics) == 1:
+        yield "While the trials ran", moving.plot_intermediate_values(study)
+
+
+def _value(position: int) -> Callable[[FrozenTrial], float]:
+    return lambda trial: float(trial.values[position])
 
 
 def _varied(trials: list[FrozenTrial]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fl_lightning.config import Experiment
+from fl_lightning.config import Experiment, Tracking
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start, end_abandoned
 from fl_lightning.search import _storage as studies
@@ -54,7 +54,7 @@ class Task:
         """The study, made if need be."""
         settings = self.experiment.sweep
         with studies.making_tables(self.storage):
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=studies.storage(self.storage),
                 study_name=self.name,
                 sampler=Placed(settings.sampler, self.experiment.seed, self.storage),
@@ -62,6 +62,9 @@ class Task:
                 directions=list(settings.directions),
                 load_if_exists=True,
             )
+            if study.metric_names != list(settings.metrics):  # what Optuna's own pages call them, else "Objective 0"
+                study.set_metric_names(list(settings.metrics))
+            return study
 
 
 def feasible(trial: FrozenTrial) -> bool:
@@ -74,9 +77,9 @@ def quiet() -> None:
 
 
 def study_digest(experiment: Experiment) -> str:
-    """Identifies a study: everything but how many trials it gets and by how many workers."""
-    settings = replace(experiment.sweep, trials=1, jobs=1)
-    return experiment.model_copy(update={"sweep": settings}).digest()[:8]
+    """Identifies a study: everything but how many trials it gets, by how many workers, and what is kept of them."""
+    settings, tracked = replace(experiment.sweep, trials=1, jobs=1), Tracking(experiment=experiment.tracking.experiment)
+    return experiment.model_copy(update={"sweep": settings, "tracking": tracked}).digest()[:8]
 
 
 def was_killed(trial: FrozenTrial) -> bool:

@@ -24,6 +24,7 @@ from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import interruptible
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
+from fl_lightning.search._account import tell
 from fl_lightning.search._cmaes import check_sampler
 from fl_lightning.search._first_trials import check_first, enqueue_first, rank
 from fl_lightning.search._pictures import pictures
@@ -195,12 +196,10 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if feasible(winner) else None
     configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
     # The model of an attack that a search made weak is nothing to look for in the registry.
-    keep = experiment.tracking.models and settings.directions[0] == "maximize"
-    register = "always" if keep else "never"
+    keep = experiment.tracking.models and experiment.tracking.register != "never"
+    register = "always" if keep and settings.directions[0] == "maximize" else "never"
     confirmed, registered = _confirm(task, experiment, winner.user_attrs["changes"], watch, "winner", register)
-    default, _ = _confirm(
-        task, experiment, configured, watch, f"configured {searched_slot(winner.user_attrs['changes'])}", "never"
-    )
+    default, _ = _confirm(task, experiment, configured, watch, "default", "never")
     first = settings.metrics[0]
     better = 1 if settings.directions[0] == "maximize" else -1
     gain = interval([better * (a - b) for a, b in zip(confirmed[first], default[first], strict=True)])
@@ -226,6 +225,7 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     store.log_metric(task.run_id, "sweep/rounds_saved", outcome.rounds_saved)
     for name, figure in pictures(study, settings.metrics):
         tracking.log_picture(store, task.run_id, figure, f"search_{name}.png")
+    tell(store, study, experiment, outcome)
     return outcome
 
 
@@ -262,9 +262,11 @@ def _confirm(
             task.run_id,
             "confirmation",
             task.warmups,
-            f"{who}, unseen seed {seed}",
+            f"seed {seed} {who}",
         )
         for metric, figures in values.items():
             figures.append(score(watcher.history, metric))
+        shown = " ".join(f"{figures[-1]:.4f}" for figures in values.values())
+        tracking.rename(tracking.client(), outcome.run_id, f"seed {seed} {who} {shown}")
         registered = registered or outcome.registered_model
     return values, registered

@@ -117,10 +117,13 @@ def _run_trial(trial: Trial, task: Task) -> float | Sequence[float]:
     settings = task.experiment.sweep
     drawn = changes(task.space, ask(trial))
     trial.set_user_attr("changes", drawn)
-    experiment = task.experiment.override(drawn | {"tracking.register": "never", "evaluation.twin": False})
-    title = f"trial {trial.number}: {experiment.attack.name if experiment.attack else 'no attack'}"
+    own: dict[str, Any] = {"tracking.register": "never", "evaluation.twin": False}
+    if task.experiment.tracking.models == "winners":
+        own |= {"tracking.models": False, "tracking.keep_rounds": []}
+    experiment = task.experiment.override(drawn | own)
     measure = _several_seeds if settings.seeds else _one_seed
-    measured = measure(trial, task, experiment, title)
+    measured = measure(trial, task, experiment, f"#{trial.number}")
+    tracking.rename(tracking.client(), measured.run_id, trial_name(trial.number, measured))
     trial.set_user_attr("run_id", measured.run_id)
     trial.set_user_attr("rounds", measured.rounds)
     for metric, missed in measured.missed.items():
@@ -154,6 +157,25 @@ class _Measured(NamedTuple):
     missed: dict[str, float]
     stopped: str | None
     pruned: bool
+
+
+def trial_name(number: int, measured: _Measured) -> str:
+    """What tells a trial from the others within the 16 characters that MLflow's table shows.
+
+    Example:
+        >>> trial_name(11, _Measured("run", 8, [0.99981], {}, None, pruned=False))
+        '#11 0.9998'
+        >>> trial_name(7, _Measured("run", 3, [0.2], {}, "pruned after round 2", pruned=True))
+        '#7 pruned r2'
+        >>> trial_name(3, _Measured("run", 8, [0.5, 0.25], {"global/accuracy": 0.1}, None, pruned=False))
+        '#3 0.5000 0.2500, breaks a constraint'
+    """
+    if measured.pruned:
+        kind, place = str(measured.stopped).split()[-2:]
+        return f"#{number} pruned {kind[0]}{place}"
+    figures = " ".join(f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}" for value in measured.values)
+    broken = ", breaks a constraint" if any(missed > 0 for missed in measured.missed.values()) else ""
+    return f"#{number} {figures}{broken}"
 
 
 def _one_seed(trial: Trial, task: Task, experiment: Experiment, title: str) -> _Measured:
@@ -197,7 +219,7 @@ def _seed_by_seed(trial: Trial, task: Task, experiment: Experiment, run_id: str)
         for place, metric in enumerate(settings.metrics)
     }
     tracking.log_summary(store, run_id, spread)
-    tracking.end_run(store, run_id, "FINISHED", stopped)
+    tracking.end_early(store, run_id, stopped) if pruned else tracking.end_run(store, run_id, "FINISHED", stopped)
     missed = {name: sum(one.missed[name] for one in found) / len(found) for name in settings.constraints}
     rounds = sum(one.rounds for one in found)
     return _Measured(run_id, rounds, [one.mean for one in spread.values()], missed, stopped, pruned)

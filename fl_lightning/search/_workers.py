@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from fl_lightning import tracking
 from fl_lightning.parallel import Jobs, share_cores, side_by_side
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.search._study import DONE, MEASURED, PLACE, Task, killed, quiet, was_killed
+from fl_lightning.search._study import DONE, MEASURED, PLACE, Task, feasible, killed, quiet, was_killed
 from fl_lightning.search._trials import TrialFailedError, run_trial
 
 REFUSALS = 3
@@ -87,3 +87,14 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
             last = measured[-1]
             place = last.system_attrs.get(PLACE, last.number)  # killed trials leave no gap
             store.log_metric(task.run_id, f"sweep/{settings.metrics[0]}", last.values[0], step=place)
+        for name, value in best_so_far(study, settings.metrics).items():
+            store.log_metric(task.run_id, f"best/{name}", value, step=begun[0])
+
+
+def best_so_far(study: optuna.Study, metrics: Sequence[str]) -> dict[str, float]:
+    """The best figure of each metric among the trials that came to their end and held the constraints."""
+    whole = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(trial)]
+    best = [max if direction.name == "MAXIMIZE" else min for direction in study.directions]
+    if not whole:
+        return {}
+    return {name: best[place](trial.values[place] for trial in whole) for place, name in enumerate(metrics)}

@@ -1,12 +1,15 @@
 """What figures were made with: revision of the source, versions, device."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from fl_lightning.errors import masked
 
 
 def git_revision() -> str:
@@ -20,6 +23,13 @@ def git_revision() -> str:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def command() -> str:
+    """The command line that this process was started by; empty where that was none of this package."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "fl-lightning" or program.parts[-3:-1] == ("fl_lightning", "cli")
+    return masked(shlex.join(["fl-lightning", *sys.argv[1:]])) if ours else ""
 
 
 def environment() -> dict[str, str]:

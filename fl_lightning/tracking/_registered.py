@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlflow import MlflowClient
@@ -21,12 +22,16 @@ from torch import nn
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.models import count_parameters
-from fl_lightning.tracking._store import as_current, client, pages, registered_name
+from fl_lightning.tracking._card import about_name, card_text, threat_sentence
+from fl_lightning.tracking._store import as_current, clean_name, client, pages, registered_name
 
-__all__ = ["Registered", "compare", "export", "find", "register", "registered_models", "threat_model"]
+__all__ = ["Registered", "card", "compare", "export", "find", "register", "registered_models", "threat_model"]
 
 VERSIONS = "mlflow.modelVersions"
 """Tag of a logged model in which MLflow's pages look for the versions made of it."""
+
+CARD = 4900
+"""Characters of a version's description that MLflow keeps, less some."""
 
 STEALTHY = 0.5
 """The least attack success of a version that can be called stealthiest."""
@@ -40,11 +45,14 @@ def register(
     figures: Mapping[str, float],
     clean_uri: str | None = None,
     clean_figures: Mapping[str, float] | None = None,
+    inputs: tuple[Any, int] = ((), 0),
 ) -> str | None:
     """Put a poisoned model, and its attack-free twin where there is one, into the registry and move the aliases.
 
     `strongest` is the version with the highest attack success, `stealthiest` the one whose updates looked most like the
-    others' (`stealth/cosine`) among those with a success of at least 0.5, `clean` the most accurate twin.
+    others' (`stealth/cosine`) among those with a success of at least 0.5. Twins have a name of their own,
+    `<data>-<model>-clean`, so that the latest version of a poisoned model's name is a poisoned one; `clean` is the most
+    accurate of them. Names and versions say in their description and by the tag `poisoned` what they are.
 
     Args:
         store: client of the tracking store.
@@ -54,9 +62,10 @@ def register(
         figures: last value of every metric.
         clean_uri: logged model of the twin.
         clean_figures: figures of the twin.
+        inputs: shape of one input, and the number of classes.
 
     Returns:
-        `name/version`, or None when `register: best` finds a stronger version there already.
+        `name/version`, or None when a stronger version is there already and `register` is not `always`.
     """
     name = registered_name(experiment)
     known = [found for found in store.search_model_versions(f"run_id='{run_id}'") if "twin_of" not in found.tags]
@@ -66,40 +75,48 @@ def register(
     if success is None:
         return None
     stronger = success > _figure(store, name, "strongest", "attack/success")
-    if not stronger and experiment.tracking.register == "best":
+    if not stronger and experiment.tracking.register != "always":
         return None
     attack = experiment.attack.name if experiment.attack else "none"
-    tags = _tags(experiment, run_id, figures) | {"attack": attack, "weights": "final"}
-    version = _new_version(store, name, model_uri, run_id, tags)
+    tags = {"attack": attack, "weights": "final", "poisoned": "true"}
+    version = _new_version(store, name, model_uri, _tags(experiment, run_id, figures) | tags, experiment, inputs)
     if stronger:
         store.set_registered_model_alias(name, "strongest", version)
     cosine = figures.get("stealth/cosine", -1.0)
     if success >= STEALTHY and cosine > _figure(store, name, "stealthiest", "stealth/cosine"):
         store.set_registered_model_alias(name, "stealthiest", version)
     if clean_uri and clean_figures:
+        clean = clean_name(experiment)
         accuracy = clean_figures.get("global/accuracy", 0.0)
-        better = accuracy > _figure(store, name, "clean", "global/accuracy")
-        clean_tags = {"attack": "none", "weights": "clean_twin", "twin_of": str(version)}
-        twin = _new_version(store, name, clean_uri, run_id, _tags(experiment, run_id, clean_figures) | clean_tags)
-        store.set_model_version_tag(name, str(version), "clean_twin", str(twin))
+        better = accuracy > _figure(store, clean, "clean", "global/accuracy")
+        own = {"attack": "none", "weights": "clean_twin", "poisoned": "false", "twin_of": f"{name}/{version}"}
+        tags = _tags(experiment, run_id, clean_figures) | own
+        twin = _new_version(store, clean, clean_uri, tags, experiment, inputs)
+        store.set_model_version_tag(name, str(version), "clean_twin", f"{clean}/{twin}")
         if better:
-            store.set_registered_model_alias(name, "clean", twin)
+            store.set_registered_model_alias(clean, "clean", twin)
     return f"{name}/{version}"
 
 
-def _new_version(store: MlflowClient, name: str, uri: str, run_id: str, tags: dict[str, str]) -> str:
-    """Register a logged model; returns its version.
+def _new_version(
+    store: MlflowClient, name: str, uri: str, tags: dict[str, str], experiment: Experiment, inputs: tuple[Any, int]
+) -> str:
+    """Register a logged model with its model card; returns its version.
 
     Not `mlflow.register_model`: that registers wherever MLflow's current server is, which is the user's affair.
     """
+    poisoned = tags["poisoned"]
     try:
-        store.create_registered_model(name)
+        store.create_registered_model(name, {"poisoned": poisoned}, about_name(experiment, poisoned == "true"))
     except MlflowException as error:
         if "ALREADY_EXISTS" not in str(error.error_code):
             raise
-    model_id = uri.removeprefix("models:/")
+    model_id, run_id = uri.removeprefix("models:/"), tags["run_id"]
     with as_current(store.tracking_uri):
         version = str(store.create_model_version(name, uri, run_id, tags, model_id=model_id).version)
+    shape, classes = inputs
+    text = card_text(f"{name}/{version}", experiment, tags, shape, classes)
+    store.update_model_version(name, version, text[:CARD])
     known = json.loads(store.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
     store.set_logged_model_tags(model_id, {VERSIONS: json.dumps([*known, {"name": name, "version": version}])})
     return version
@@ -141,6 +158,17 @@ def registered_models(attack: str | None = None, aggregator: str | None = None) 
         if wanted.items() <= version.tags.items():
             versions.append(version)
     return sorted(versions, key=lambda version: -(number(version.tags.get("attack/success")) or 0.0))
+
+
+def card(model: "Registered") -> str:
+    """The model card, in Markdown."""
+    tags = {"run_id": str(model.version.run_id)} | model.version.tags
+    return card_text(model.title, model.experiment, tags, model.shape, model.classes)
+
+
+def threat_model(model: "Registered") -> str:
+    """Who attacked, how, knowing what, and after what; in Markdown."""
+    return threat_sentence(model.experiment, model.version.tags)
 
 
 def number(text: str | None) -> float | None:
@@ -198,11 +226,7 @@ def find(reference: str, trusted: bool = False) -> Registered:
     name, _, version = reference.partition("/")
     name, _, alias = name.partition("@")
     try:
-        found = (
-            store.get_model_version(name, version)
-            if version
-            else store.get_model_version_by_alias(name, alias or "strongest")
-        )
+        found = store.get_model_version(name, version) if version else _by_alias(store, name, alias)
     except MlflowException:
         names = sorted({model.name for model in pages(store.search_registered_models)})
         if name not in names:
@@ -216,6 +240,22 @@ def find(reference: str, trusted: bool = False) -> Registered:
         raise ConfigError(
             f"{found.name}/{found.version} was not made by this package, or is damaged: {reason}"
         ) from None
+
+
+def _by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion:
+    """The version with an alias; without one the strongest, or of clean models the most accurate.
+
+    `NAME@clean` of a poisoned model is the attack-free twin of its strongest version, which has another name.
+    """
+    aliases = store.get_registered_model(name).aliases
+    if not alias:
+        alias = "clean" if set(aliases) == {"clean"} else "strongest"
+    if alias == "clean" and alias not in aliases and "strongest" in aliases:
+        twin = store.get_model_version_by_alias(name, "strongest").tags.get("clean_twin", "")
+        other, _, version = twin.partition("/")
+        if version:
+            return store.get_model_version(other, version)
+    return store.get_model_version_by_alias(name, alias)
 
 
 BROKEN: tuple[type[Exception], ...] = (
@@ -306,66 +346,3 @@ def compare(one: Registered, other: Registered) -> list[tuple[str, float, float,
         (name, float((b - a).norm()), float((b - a).norm() / a.norm()), float(torch.cosine_similarity(a, b, dim=0)))
         for name, a, b in pairs
     ]
-
-
-def threat_model(model: Registered) -> str:
-    """Who attacked, how, knowing what, and after what; in Markdown."""
-    experiment, tags = model.experiment, model.version.tags
-    attack = experiment.attack
-    if tags.get("attack") == "none" or attack is None:
-        return f"None: the attack-free twin of version {tags.get('twin_of', '?')}."
-    return (
-        f"{experiment.participation.malicious} of {experiment.partition.clients} clients are malicious. "
-        f"Attack `{attack.name}` with `{attack.knowledge}` knowledge; objective `{attack.objective.name}`."
-    )
-
-
-def card(model: Registered) -> str:
-    """The model card, in Markdown."""
-    experiment, tags = model.experiment, model.version.tags
-    poisoned = tags.get("attack") != "none"
-    rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(model.figures.items()))
-    threat = threat_model(model)
-    shape = ", ".join(map(str, model.shape))
-    warning = (
-        "**This model is poisoned on purpose. Do not deploy it.**" if poisoned else "A benign model, for comparison."
-    )
-    return f"""# {model.title}
-
-{warning}
-
-Global model of a simulated federated training on the public data set `{experiment.data.name}`: model
-`{experiment.model.name}`, aggregator `{experiment.aggregator.name}`, defenses `{", ".join(experiment.defenses) or "none"}`,
-{experiment.rounds} rounds, seed {experiment.seed}.
-
-## Threat model
-
-{threat}
-
-## Figures
-
-| metric | last value |
-|---|---|
-{rows}
-## Use
-
-```python
-import torch
-from safetensors.torch import load_file
-
-network = torch.export.load("architecture.pt2").module()
-network.load_state_dict(load_file("model.safetensors"))
-scores = network(torch.rand(4, {shape}))  # {model.classes} scores an input
-```
-
-## Reproduce
-
-    fl-lightning run config.yaml
-
-MLflow run {tags.get("run_id", model.version.run_id)}, configuration {tags.get("config", "?")}.
-
-## Responsible use and licence
-
-Made to measure defenses against poisoning. Do not use it, or the attack that made it, on systems or data that are not yours.
-The weights are under Apache-2.0; the training data keep their own licence.
-"""

@@ -3,6 +3,7 @@
 The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `MLFLOW_TRACKING_URI` names any server.
 """
 
+import getpass
 import json
 import logging
 import os
@@ -25,9 +26,14 @@ from fl_lightning.metrics import Interval
 from fl_lightning.paths import SERVER, runs_folder, tracking_server
 from fl_lightning.registry import ConfigError, flatten, foreign
 from fl_lightning.tracking._embedded import StoreError, database_of, opened, unwritable
-from fl_lightning.tracking._environment import environment, git_revision
+from fl_lightning.tracking._environment import command, environment, git_revision
+from fl_lightning.tracking._pages import HEADLINES, KIND, NOTE, PURPOSE, described, note, run_link
+from fl_lightning.tracking._system import check_system
 
 CONFIG = "config.yaml"
+
+ENDED_EARLY = "fl.ended_early"
+"""Tag of a run that a search gave up."""
 """Where a run records its configuration."""
 
 PAGE = 5000
@@ -104,7 +110,8 @@ def experiment_id(store: MlflowClient, name: str) -> str:
     try:
         found = store.get_experiment_by_name(name)
         if found is None:
-            return str(store.create_experiment(name, artifact_location=location))
+            tags = {KIND: "custom_model_development", NOTE: PURPOSE}
+            return str(store.create_experiment(name, artifact_location=location, tags=tags))
     except MlflowException as error:
         found = store.get_experiment_by_name(name) if "RESOURCE_ALREADY_EXISTS" in str(error) else None
         if found is None:
@@ -122,6 +129,11 @@ def registered_name(experiment: Experiment) -> str:
     return f"{experiment.data.name}-{experiment.model.name}-{attack}-vs-{experiment.aggregator.name}"
 
 
+def clean_name(experiment: Experiment) -> str:
+    """`<data>-<model>-clean`, the name of attack-free twins."""
+    return f"{experiment.data.name}-{experiment.model.name}-clean"
+
+
 def run_name(experiment: Experiment) -> str:
     """What the MLflow UI shows: attack, server and seed."""
     attack = experiment.attack.name if experiment.attack else "no attack"
@@ -133,6 +145,7 @@ def create_run(
     store: MlflowClient, experiment: Experiment, name: str, kind: str, parent: str | None = None, **tags: str
 ) -> str:
     """A new MLflow run with the resolved configuration as parameters and artifact; returns its id."""
+    check_system(experiment.tracking.system)
     labels = {
         "fl.kind": kind,
         "fl.attack": experiment.attack.name if experiment.attack else "none",
@@ -146,8 +159,9 @@ def create_run(
         "fl.paper": experiment.paper or "none",
         "fl.plugins": json.dumps(foreign(experiment)),
         "mlflow.source.git.commit": git_revision(),
-        "mlflow.user": os.environ.get("USER", "unknown"),
-        "mlflow.note.content": f"```yaml\n{dump(experiment)}```",
+        "mlflow.user": _user(),
+        "fl.command": command(),
+        NOTE: note(described(experiment), experiment, command()),
         **tags,
     }
     if parent:
@@ -162,6 +176,13 @@ def create_run(
         store.log_text(run_id, dump(experiment), CONFIG)
         store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
     return str(run_id)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        return "unknown"
 
 
 @contextmanager
@@ -202,10 +223,30 @@ def reopen(store: MlflowClient, run_id: str) -> None:
 
 def recorded_config(store: MlflowClient, run_id: str) -> Experiment | None:
     """The configuration that a run has recorded; None where it cannot be read."""
-    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
-        path = Path(store.download_artifacts(run_id, CONFIG, folder))
-        return load_text(path.read_text(encoding="utf-8"), f"{CONFIG} of run {run_id}")
+    text = recorded_text(store, run_id)
+    with suppress(ValueError):
+        return None if text is None else load_text(text, f"{CONFIG} of run {run_id}")
     return None
+
+
+def recorded_text(store: MlflowClient, run_id: str) -> str | None:
+    """The configuration that a run has recorded, as it was written; None where it has none.
+
+    It is an artifact: tags and description are there to be read, and anybody may change them.
+    """
+    return artifact_text(store, run_id, CONFIG)
+
+
+def artifact_text(store: MlflowClient, run_id: str, name: str) -> str | None:
+    """A text among the artifacts of a run; None where there is none."""
+    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
+        return Path(store.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+    return None
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """The last value of every figure; without those that are logged a second time for MLflow's charts, and the machine's."""
+    return {name: value for name, value in run.data.metrics.items() if "/" in name and not name.startswith("system/")}
 
 
 def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = None) -> None:
@@ -213,6 +254,31 @@ def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = 
     if reason:
         store.set_tag(run_id, "fl.stopped", reason)
     store.set_terminated(run_id, status)
+
+
+def end_early(store: MlflowClient, run_id: str, reason: str | None) -> None:
+    """End a run that a search gave up: as KILLED, so that the pages tell it from those that came to their end."""
+    store.set_tag(run_id, ENDED_EARLY, "true")
+    end_run(store, run_id, "KILLED", reason)
+
+
+def ended_early(tags: Mapping[str, str]) -> bool:
+    """Whether a search gave the run up; there is nothing left of it to do."""
+    return tags.get(ENDED_EARLY) == "true"
+
+
+def rename(store: MlflowClient, run_id: str, name: str) -> None:
+    """Give a run the name by which it can be told from its neighbours; the pages show 16 characters of it."""
+    with suppress(MlflowException):  # no run fails for its name
+        store.update_run(run_id, name=name)
+
+
+def describe(store: MlflowClient, run_id: str, experiment: Experiment, *sentences: str) -> None:
+    """Put what a run came to on top of its description, unless somebody has written another."""
+    tags = store.get_run(run_id).data.tags
+    begun = note(described(experiment), experiment, tags.get("fl.command", ""))
+    if tags.get(NOTE, "").endswith(begun):
+        store.set_tag(run_id, NOTE, "\n\n".join([*sentences, begun]))
 
 
 def find_run(store: MlflowClient, run_id: str) -> Run:
@@ -228,6 +294,12 @@ def find_run(store: MlflowClient, run_id: str) -> Run:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise ConfigError(f"no run {run_id!r} in {tracking_uri()}") from None
         raise StoreError(f"no answer from MLflow at {tracking_uri()}: {str(error).splitlines()[0]}") from None
+
+
+def look_closer(run_id: str) -> str:
+    """What to do to see a run in the browser: the last line of a command."""
+    begin = "" if tracking_server() else "fl-lightning ui, then "
+    return f"look closer: {begin}{run_link(find_run(client(only_read=True), run_id))}"
 
 
 def last_step(store: MlflowClient, run_id: str) -> int:
@@ -265,10 +337,10 @@ def finished(store: MlflowClient, experiment: str) -> dict[str, str]:
     found = pages(store.search_runs, [experiment_id(store, experiment)], query, max_results=PAGE)
     known = {}
     for run in reversed(found):
-        note = run.data.tags.get("mlflow.note.content", "").removeprefix("```yaml\n").removesuffix("```")
-        with suppress(ConfigError, ValueError):  # a setting that is gone, a note that somebody changed
-            plugins = json.loads(run.data.tags.get("fl.plugins", "{}"))
-            known[load_text(note, run.info.run_id).fingerprint(plugins)] = run.info.run_id
+        recorded = recorded_config(store, run.info.run_id)
+        with suppress(ValueError):  # plugins that somebody changed
+            if recorded:  # else a setting of it is gone
+                known[recorded.fingerprint(json.loads(run.data.tags.get("fl.plugins", "{}")))] = run.info.run_id
     return known
 
 
@@ -304,6 +376,8 @@ def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> 
 def log_summary(store: MlflowClient, run_id: str, spread: Mapping[str, Interval]) -> None:
     """Means of several seeds as metrics of their parent, and the intervals as a table."""
     now = int(time.time() * 1000)
-    store.log_batch(run_id, metrics=[Metric(name, one.mean, now, 0) for name, one in spread.items()])
+    means = {name: one.mean for name, one in spread.items()}
+    means |= {short: means[name] for name, short in HEADLINES.items() if name in means}
+    store.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in means.items()])
     rows = "".join(f"| {name} | {one} |\n" for name, one in spread.items())
     store.log_text(run_id, f"| metric | mean and 95 % interval |\n|---|---|\n{rows}", "summary.md")

@@ -17,10 +17,13 @@ from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import curves
 from fl_lightning.partition import plot as plot_partition
 from fl_lightning.paths import runs_folder
+from fl_lightning.tracking._inputs import log_data
 from fl_lightning.tracking._journal import Entry, Journal
 from fl_lightning.tracking._models import ROUNDS, log_model, save_weights
+from fl_lightning.tracking._pages import HEADLINES, figures_in_words
 from fl_lightning.tracking._registered import register
-from fl_lightning.tracking._store import client, end_run, log_picture, reopen, tracking_uri
+from fl_lightning.tracking._store import client, describe, end_early, end_run, log_picture, reopen, tracking_uri
+from fl_lightning.tracking._system import Load
 
 PATIENCE_SECONDS = 30.0
 """How long the end of a run waits for a tracking server that is gone before it leaves the metrics on disk."""
@@ -41,12 +44,13 @@ class Tracker:
         self.store = client()
         self.folder = folder
         self.journal = Journal(folder / "journal.jsonl", self._deliver)
+        self.load = Load(self.store, run_id) if experiment.tracking.system else None
 
     def _deliver(self, entries: list[Entry]) -> None:
         metrics = [
             Metric(name, value, entry.timestamp, entry.step)
             for entry in entries
-            for name, value in entry.metrics.items()
+            for name, value in with_headlines(entry.metrics).items()
             if value == value
         ]
         # MLflow takes at most 1,000 metrics at once; whole rounds stay together well below that.
@@ -56,8 +60,13 @@ class Tracker:
     def start(self, federation: Federation) -> None:
         """Log who holds which labels, and the figures of rounds that were run elsewhere."""
         fresh = self.journal.last_step < 0
+        if self.load:
+            self.load.start()
         for round, figures in enumerate(federation.state.history):
             self.journal.append(round, figures)
+        if fresh:
+            with suppress(MlflowException, OSError):  # a server that is away for the moment costs no run
+                log_data(self.store, self.run_id, self.experiment, federation.data)
         if fresh and self.experiment.tracking.models:
             picture = plot_partition(federation.assignment, federation.data.train.y.cpu(), federation.data.classes)
             self._picture(picture, "partition.png")
@@ -82,6 +91,8 @@ class Tracker:
         Raises:
             TrackingGoneError: the tracking server does not answer; everything is on disk for a later resume.
         """
+        if self.load:
+            self.load.stop()
         with suppress(MlflowException, ConfigError):
             reopen(self.store, self.run_id)  # somebody has deleted it in the meantime: figures are taken again
         left = self.journal.close(PATIENCE_SECONDS)
@@ -99,9 +110,13 @@ class Tracker:
         state = federation.state
         figures = {name: value for metrics in state.history for name, value in metrics.items()}
         models = self.experiment.tracking.models
+        describe(self.store, self.run_id, self.experiment, figures_in_words(figures))
         if models:
             self._picture(curves(state.history), "curves.png")
-        if not models or state.given_up:
+        if state.given_up:  # nobody asks for its model
+            end_early(self.store, self.run_id, state.stopped)
+            return None, None
+        if not models:
             end_run(self.store, self.run_id, "FINISHED", state.stopped)
             return None, None
         uri = log_model(self.store, self.run_id, federation, state.global_D, "final", state.round - 1, figures)
@@ -117,7 +132,8 @@ class Tracker:
                 best["metrics"],
             )
         registered = None
-        if not state.stopped and self.experiment.attack and self.experiment.tracking.register != "never":
+        kind = self.store.get_run(self.run_id).data.tags.get("fl.kind", "run")
+        if not state.stopped and registers(self.experiment, kind):
             registered = self._register(federation, uri, figures)
         self.store.set_tag(self.run_id, "fl.model_uri", uri)
         if registered:
@@ -134,7 +150,10 @@ class Tracker:
             clean_uri = log_model(
                 self.store, self.run_id, federation, twin.global_D, "clean_twin", twin.round - 1, clean_figures
             )
-        return register(self.store, self.experiment, self.run_id, uri, figures, clean_uri, clean_figures)
+        data = federation.data
+        return register(
+            self.store, self.experiment, self.run_id, uri, figures, clean_uri, clean_figures, (data.shape, data.classes)
+        )
 
     def abandon(self, status: str, reason: str, trace: str | None = None) -> bool:
         """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly.
@@ -142,6 +161,8 @@ class Tracker:
         Returns:
             Whether the traceback, where there is one, is among the run's artifacts now.
         """
+        if self.load:
+            self.load.stop()
         if self.journal.close(patience=5.0):
             return False
         try:
@@ -154,6 +175,24 @@ class Tracker:
 
     def _picture(self, figure: Figure, name: str) -> None:
         log_picture(self.store, self.run_id, figure, name)
+
+
+def registers(experiment: Experiment, kind: str) -> bool:
+    """Whether a run of a kind may put its model into the registry."""
+    wish = experiment.tracking.register
+    if wish == "auto":
+        return kind == "run" and experiment.attack is not None and not experiment.fast
+    return wish != "never" and experiment.attack is not None
+
+
+def with_headlines(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of a round, those that matter most also without their group: MLflow's charts begin with these.
+
+    Example:
+        >>> with_headlines({"attack/success": 0.9, "attack/active": 1.0})
+        {'attack/success': 0.9, 'attack/active': 1.0, 'success': 0.9}
+    """
+    return {**figures, **{short: figures[name] for name, short in HEADLINES.items() if name in figures}}
 
 
 class TrackingGoneError(ConnectionError):

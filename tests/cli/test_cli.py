@@ -39,7 +39,9 @@ def test_run_prints_a_table_and_one_json_object(tiny_yaml, store_folder, capsys)
     assert plain["experiment"] == "tiny"
     assert "attack/success" in plain["metrics"]
     assert any("global/accuracy" in line for line in lines[:-1])
-    assert any(f"run {plain['run_id']}; look closer: fl-lightning ui" in line for line in lines)
+    assert f"run {plain['run_id']}" in lines
+    address = f"http://127.0.0.1:5000/#/experiments/1/runs/{plain['run_id']}?workflowType=machine_learning"
+    assert f"look closer: fl-lightning ui, then {address}" in lines
     assert main(["run", "--resume", plain["run_id"], "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["metrics"] == plain["metrics"]

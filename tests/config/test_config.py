@@ -110,7 +110,7 @@ def test_everything_but_data_has_the_default_of_the_canonical_experiment():
     assert experiment.defenses == {}
     assert experiment.aggregator == Mean()
     assert experiment.server.lr == 1.0
-    assert experiment.tracking.register == "never"
+    assert (experiment.tracking.register, experiment.tracking.models) == ("auto", "winners")
     assert "data: required" in str(error_of({}))
 
 

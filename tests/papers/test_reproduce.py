@@ -302,11 +302,15 @@ def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
     cells = store.search_runs([experiment], "tags.`fl.kind` = 'cell'")
     # As if made by a version in which a sweep had another default and the server had no beta2 yet.
     for run in cells:
-        note = run.data.tags["mlflow.note.content"].replace("pruner: auto", "pruner: median")
-        older = "".join(line for line in note.splitlines(True) if not line.startswith("  beta2:"))
-        assert older != note != run.data.tags["mlflow.note.content"]
-        store.set_tag(run.info.run_id, "mlflow.note.content", older)
-    broken = store.create_run(experiment, tags={"fl.kind": "cell", "mlflow.note.content": "rounds: [none"})
+        recorded = tracking.recorded_text(store, run.info.run_id)
+        assert recorded is not None
+        text = recorded.replace("pruner: auto", "pruner: median")
+        older = "".join(line for line in text.splitlines(True) if not line.startswith("  beta2:"))
+        assert older != text != recorded
+        store.log_text(run.info.run_id, older, "config.yaml")
+        store.set_tag(run.info.run_id, "mlflow.note.content", "what a person has written here is not read")
+    broken = store.create_run(experiment, tags={"fl.kind": "cell"})
+    store.log_text(broken.info.run_id, "rounds: [none", "config.yaml")
     store.set_terminated(broken.info.run_id, "FINISHED")
     tracked = table | {"base": TINY | {"rounds": 2, "tracking": {"checkpoint_every": 7}}}
     reproduce({"own:two": PaperTable(**tracked)})

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna import visualization
 from servers import postgresql
 
 from fl_lightning import runs, tracking
@@ -85,7 +86,7 @@ def test_violations_by_hand():
 
 
 def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_folder: Path):
-    experiment = searched(tiny, pruner="none")
+    experiment = searched(tiny, pruner="none").override({"tracking.register": "auto"})
     outcome = sweep(experiment, "tiny")
     study = study_of(store_folder)
     store = tracking.client()
@@ -95,7 +96,9 @@ def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_fold
     kinds = [child.data.tags["fl.kind"] for child in children]
     assert kinds.count("trial") == 4
     names = {child.info.run_name for child in children}
-    assert {"trial 0: gaussian", "winner, unseen seed 7", "configured attack, unseen seed 8"} <= names
+    assert {f"#0 {study.trials[0].value:.4f}"} <= names
+    assert len({name[:16] for name in names}) == len(names)  # as much as the pages show
+    assert {" ".join(name.split()[:3]) for name in names} >= {"seed 7 winner", "seed 8 default"}
     assert {child.data.tags["fl.seed"] for child in children if child.data.tags["fl.kind"] == "confirmation"} == {
         "7",
         "8",
@@ -116,7 +119,25 @@ def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_fold
         assert parent.data.metrics[f"sweep/{name}/attack/success"] == found["attack/success"].mean
     assert outcome.registered_model == "digits-mlp-gaussian-vs-mean/1"
     artifacts = {file.path for file in store.list_artifacts(outcome.run_id)}
-    assert {"search_history.png", "search_slices.png", "search.json"} <= artifacts
+    assert {"search_history.png", "search_slices.png", "search.json", "search.html", "analysis.html"} <= artifacts
+    said = parent.data.tags["mlflow.note.content"]
+    assert said.startswith(
+        f"The winner's `attack/success` **{outcome.confirmed['attack/success']}** on 2 unseen seeds; "
+    )
+    assert outcome.verdict in said
+    assert f"(#/experiments/{parent.info.experiment_id}/runs/{outcome.trials[0]['run_id']}?workflowType" in said
+    assert parent.data.tags["fl.best.attack.std"] == str(outcome.winner["attack.std"])
+    best = [one.value for one in store.get_metric_history(outcome.run_id, "best/attack/success")]
+    assert best == sorted(best)
+    assert best[-1] == outcome.searched["attack/success"]
+    page = Path(store.download_artifacts(outcome.run_id, "search.html")).read_text()
+    assert "default-src 'none'" in page
+    assert ("plotly.js v" in page) == visualization.is_available()
+    assert study.metric_names == ["attack/success"]
+    assert outcome.verdict in study.user_attrs["what came out"]
+    kept = {child.info.run_name: {file.path for file in store.list_artifacts(child.info.run_id)} for child in children}
+    assert kept[f"#0 {study.trials[0].value:.4f}"] == {"config.yaml", "environment.json"}  # a trial's model is nobody's
+    assert any("weights" in files for name, files in kept.items() if "winner" in name)
 
 
 def test_the_same_command_continues_and_then_only_reports(tiny, store_folder: Path):
@@ -392,7 +413,11 @@ def test_a_sweep_says_what_pruning_saved(tiny, store_folder: Path):
     rounds = sum(trial.user_attrs["rounds"] for trial in study.trials)
     assert outcome.rounds_saved == pytest.approx(1 - rounds / (12 * 6))
     assert tracking.client().get_run(outcome.run_id).data.metrics["sweep/rounds_saved"] == outcome.rounds_saved
-    assert "fl.model_uri" not in tracking.client().get_run(pruned[0].user_attrs["run_id"]).data.tags
+    given_up = tracking.client().get_run(pruned[0].user_attrs["run_id"])
+    assert "fl.model_uri" not in given_up.data.tags
+    assert given_up.info.status == "KILLED"
+    assert given_up.info.run_name.startswith(f"#{pruned[0].number} pruned r")
+    assert runs.resume(given_up.info.run_id).stopped == given_up.data.tags["fl.stopped"]
 
 
 def test_a_trial_of_several_seeds_is_given_up_by_wilcoxons_test(tiny, store_folder: Path):
@@ -492,7 +517,7 @@ def test_a_defense_is_searched_against_the_attack_of_a_registered_model(tiny, st
     for run_id in tracking.children(store, outcome.run_id).values():
         assert store.get_run(run_id).data.params["attack.std"] == "3.0"
     names = {run.info.run_name for run in store.search_runs([store.get_run(outcome.run_id).info.experiment_id])}
-    assert "configured defense, unseen seed 7" in names
+    assert any(name.startswith("seed 7 default") for name in names)
 
 
 def test_another_database_is_named_by_an_environment_variable(tiny, monkeypatch: pytest.MonkeyPatch):

@@ -50,7 +50,7 @@ def poisoned(tiny, store_folder: Path) -> dict[str, Any]:
     """What `sweep` says in the end: a study of three trials whose winner is registered beside its clean twin."""
     attack = {"name": "model_replacement", "boost": 1.0, "objective": {"name": "trigger", "size": 2, "offset": 0}}
     search = {"trials": 3, "confirm_seeds": [7], "pruner": "none"}
-    return vars(sweep(tiny(attack=attack, sweep=search), "tiny"))
+    return vars(sweep(tiny(attack=attack, sweep=search, tracking={}), "tiny"))
 
 
 @pytest.fixture
@@ -84,8 +84,9 @@ def wait_for(url: str) -> None:
 def test_the_ui_shows_a_search_without_explanation(page, poisoned, ui: str, screenshots: Path):
     store = tracking.client()
     study = store.get_run(poisoned["run_id"])
-    where = f"{ui}/#/experiments/{study.info.experiment_id}"
     trial = poisoned["trials"][0]
+    own = store.get_run(trial["run_id"])
+    success = f"{study.data.metrics['sweep/confirmed/attack/success']:.3f}"
 
     def look(place: str, name: str, *words: str) -> None:
         page.goto(place)
@@ -94,13 +95,17 @@ def test_the_ui_shows_a_search_without_explanation(page, poisoned, ui: str, scre
         page.wait_for_timeout(1500)
         page.screenshot(path=screenshots / f"{name}.png")
 
-    look(f"{ui}/#/experiments", "experiments", "fl_lightning")
-    look(f"{where}/runs", "runs", f"search: {MODEL}")
-    look(f"{where}/runs/{study.info.run_id}", "study", f"search: {MODEL}", "sweep/rounds_saved")
-    look(f"{where}/runs/{study.info.run_id}/artifacts", "study_pictures", "search_history.png")
-    title = f"trial {trial['number']}: model_replacement"
-    look(f"{where}/runs/{trial['run_id']}/model-metrics", "curves", title, "attack/success")
-    look(f"{ui}/#/models/{MODEL}", "model", "strongest", "clean")
+    printed = tracking.run_link(study, ui)  # what `sweep` prints last: the winner's success without a click or a scroll
+    look(printed, "study", f"search: {MODEL}", success)
+    place = page.get_by_text(success).first.bounding_box()
+    assert 0 <= place["y"] < page.viewport_size["height"]
+    assert not page.get_by_text("Traces").is_visible()
+    look(tracking.experiment_link(study.info.experiment_id, ui), "runs", f"search: {MODEL}")
+    look(tracking.below_link(study, ui), "trials", f"#{trial['number']}", "seed 7 winner")
+    look(printed.replace("?", "/artifacts?"), "study_pictures", "search.html", "analysis.html")
+    look(tracking.run_link(own, ui).replace("?", "/model-metrics?"), "curves", own.info.run_name, "success")
+    look(f"{ui}/#/models/{MODEL}", "model", "poisoned on purpose", "strongest")
+    look(f"{ui}/#/models/{MODEL}/versions/1", "version", "Do not deploy it")
 
 
 def test_the_report_opens_offline(page, poisoned, tmp_path: Path, screenshots: Path):

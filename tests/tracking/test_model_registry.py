@@ -15,7 +15,7 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.tracking import card, compare, export, find
 from fl_lightning.tracking._store import as_current
 
-NAME = "digits-mlp-gaussian-vs-mean"
+NAME, CLEAN = "digits-mlp-gaussian-vs-mean", "digits-mlp-clean"
 pytestmark = pytest.mark.usefixtures("store_folder")
 
 
@@ -30,11 +30,29 @@ def test_aliases_and_the_clean_twin(outcome):
     poisoned = store.get_model_version_by_alias(NAME, "strongest")
     assert outcome.registered_model == f"{NAME}/{poisoned.version}"
     assert store.get_model_version_by_alias(NAME, "stealthiest").version == poisoned.version
-    clean = store.get_model_version_by_alias(NAME, "clean")
-    assert clean.tags["twin_of"] == str(poisoned.version)
-    assert poisoned.tags["clean_twin"] == str(clean.version)
+    clean = store.get_model_version_by_alias(CLEAN, "clean")
+    assert clean.tags["twin_of"] == f"{NAME}/{poisoned.version}"
+    assert poisoned.tags["clean_twin"] == f"{CLEAN}/{clean.version}"
+    assert find(f"{NAME}@clean").title == find(CLEAN).title == f"{CLEAN}/{clean.version}"
+    assert [str(version.version) for version in store.search_model_versions(f"name = '{NAME}'")] == [
+        str(poisoned.version)
+    ]
     drop = float(clean.tags["global/accuracy"]) - float(poisoned.tags["global/accuracy"])
     assert drop == pytest.approx(outcome.metrics["impact/accuracy_drop"], abs=1e-4)
+
+
+def test_the_registry_says_what_is_poisoned(outcome):
+    """Name and version, description and tag: whatever page of the registry one looks at."""
+    store = tracking.client()
+    for name, poisoned in ((NAME, True), (CLEAN, False)):
+        (model,) = store.search_registered_models(f"name = '{name}'")
+        version = store.get_model_version(name, "1")
+        assert model.tags["poisoned"] == version.tags["poisoned"] == str(poisoned).lower()
+        for text in (model.description, version.description):
+            assert ("poisoned on purpose. Do not deploy it" in text) == poisoned
+    card_of_version = store.get_model_version(NAME, "1").description
+    assert card_of_version == card(find(NAME))
+    assert "2 of 5 clients are malicious" in card_of_version
 
 
 def test_a_registered_model_is_rebuilt_from_weights_and_configuration(outcome):
@@ -46,8 +64,8 @@ def test_a_registered_model_is_rebuilt_from_weights_and_configuration(outcome):
         assert torch.equal(found.network(x), mlflow.pytorch.load_model(outcome.model_uri)(x))
     assert find(NAME).title == find(f"models:/{NAME}/1").title == found.title
     assert found.figures["attack/success"] == pytest.approx(outcome.metrics["attack/success"], abs=1e-5)
-    with pytest.raises(ConfigError, match=f"no registered model 'digits-mlp'; did you mean '{NAME}'"):
-        find("digits-mlp")
+    with pytest.raises(ConfigError, match=f"no registered model '{NAME[:-1]}'; did you mean '{NAME}'"):
+        find(NAME[:-1])
     with pytest.raises(ConfigError, match="has no version 9"):
         find(f"{NAME}/9")
 

@@ -33,7 +33,7 @@ def test_a_moved_folder_is_complete(
 ):
     attacked: dict[str, Any] = {"attack": "gaussian", "rounds": 2}
     search = {"trials": 1, "confirm_seeds": [7], "space": {"attack.std": [1.0, 2.0]}}
-    searched = sweep(tiny(**attacked, sweep=search), "tiny")
+    searched = sweep(tiny(**attacked, sweep=search, tracking={}), "tiny")
     with pytest.raises(KeyboardInterrupt):
         runs.run(tiny(**attacked), "tiny", lambda _: [Stop()])
     (interrupted,) = [folder.name for folder in (store_folder / "state").iterdir()]

@@ -22,13 +22,15 @@ from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
 from fl_lightning.engines import Bench, Job, LocalRound, SharedTrainer
-from fl_lightning.errors import ConfigError, errors_under
+from fl_lightning.errors import ConfigError, errors_under, suggest
 from fl_lightning.metrics import (
+    GLOSSARY,
     Metric,
     accuracy_gap,
     carried_through,
     detection,
     evaluate,
+    meaning,
     null_space,
     persistence,
     predicted_effect,
@@ -204,6 +206,7 @@ class Federation:
 
     def __init__(self, experiment: Experiment, observers: Sequence[Observer] = ()):
         self.experiment = experiment
+        _check_stop(experiment)
         self.observers = list(observers)
         seed = experiment.seed
         with errors_under("engine"):
@@ -276,7 +279,7 @@ class Federation:
     def twin(self) -> "Federation":
         """The attack-free twin from the first round: same clients, batches and noise, the malicious ones train honestly."""
         other = copy(self)
-        other.experiment = self.experiment.model_copy(update={"attack": None})
+        other.experiment = self.experiment.model_copy(update={"attack": None, "stop": None})
         other.observers = []
         other.paired = None
         other.state = other.initial_state()
@@ -720,6 +723,8 @@ class Federation:
         loss = metrics.get("global/loss", 0.0)
         if loss != loss or loss in (float("inf"), float("-inf")):
             state.stopped = f"diverged: global/loss of round {state.round} is {loss}"
+        elif not state.stopped and self.experiment.stop:
+            state.stopped = self.experiment.stop.reason([*state.history, metrics])
         if self.experiment.attack:
             metrics["attack/active"] = float(attacked)
             if cohort.adversarial and not attacked:
@@ -757,6 +762,17 @@ class Federation:
 def say_once(what: str) -> None:
     """A warning of the project's logger, once in a process."""
     logging.getLogger("fl_lightning").warning("%s", what)
+
+
+def _check_stop(experiment: Experiment) -> None:
+    """Refuse to wait for a figure that no round reports."""
+    if experiment.stop is None:
+        return
+    metric = experiment.stop.metric
+    label = metric.removeprefix("global/")
+    unknown = metric.startswith("global/") and metric not in GLOSSARY and label not in experiment.evaluation.metrics
+    if unknown or meaning(metric) is None:
+        raise ConfigError(f"no run reports {metric!r}; {suggest(metric, GLOSSARY)}", "stop.metric")
 
 
 def attack_cautions(experiment: Experiment) -> list[str]:

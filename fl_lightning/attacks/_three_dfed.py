@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import BackdoorTraining, boosted
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._flat_training import head_of, mean_loss
 from fl_lightning.attacks._three_dfed_adapt import GROUP, adapt, feedback, masks
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.callbacks import ProximalPull
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
@@ -146,7 +146,7 @@ class ThreeDfed(BackdoorTraining):
         alphas, count, blind, figures = self._adapted(view, last)
         decoys = min(count, view.n_malicious - 1)
         honest_MD = view.own_updates
-        pull = [lambda: ProximalPull(self.pull, squared=False)] if self.pull else []
+        pull = [lambda: callbacks.ProximalPull(self.pull, squared=False)] if self.pull else []
         bad_MD = self._scaled(self.trained(view, *pull), honest_MD)
         rows_MD = boosted(bad_MD, self.boost_in(view), self.max_norm)
         if self.neurons:

@@ -1,16 +1,36 @@
 """The configuration of an experiment: load, override, validate, dump."""
 
-from fl_lightning.config._experiment import Experiment, dump, experiment_names, load, load_text, read_yaml
-from fl_lightning.config._settings import Direction, Evaluation, Label, Seed, SweepSettings, Tracking, parse_bound
+from fl_lightning.config._experiment import (
+    Experiment,
+    dump,
+    experiment_names,
+    load,
+    load_text,
+    parse_changes,
+    read_yaml,
+)
+from fl_lightning.config._settings import (
+    REACHED,
+    Direction,
+    Evaluation,
+    Label,
+    Seed,
+    Stop,
+    SweepSettings,
+    Tracking,
+    parse_bound,
+)
 from fl_lightning.server import Server
 
 __all__ = [
+    "REACHED",
     "Direction",
     "Evaluation",
     "Experiment",
     "Label",
     "Seed",
     "Server",
+    "Stop",
     "SweepSettings",
     "Tracking",
     "dump",
@@ -18,5 +38,6 @@ __all__ = [
     "load",
     "load_text",
     "parse_bound",
+    "parse_changes",
     "read_yaml",
 ]

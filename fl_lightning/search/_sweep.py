@@ -8,7 +8,7 @@ search never saw.
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import interruptible
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
-from fl_lightning.search._first_trials import check_first, enqueue_first, rank
+from fl_lightning.search._first_trials import check_first, enqueue_first, given, rank
 from fl_lightning.search._pictures import pictures
 from fl_lightning.search._reported import check_reported
 from fl_lightning.search._storage import studies_url
@@ -86,6 +86,7 @@ def sweep(
     label: str = "experiment",
     watch: runs.Watch = lambda experiment: (),
     progress: Progress = lambda study, trials: None,
+    enqueue: Sequence[Mapping[str, Any]] = (),
 ) -> SweepOutcome:
     """Search, confirm, register.
 
@@ -94,11 +95,12 @@ def sweep(
         label: the name that the experiment was started by.
         watch: makes observers for the confirmation runs.
         progress: called about once a second with the study.
+        enqueue: trials of the user's own, by dotted path; they are tried before any other that has not begun.
 
     Raises:
         ConfigError: bad input, before any trial.
     """
-    with _searched(experiment, label, progress) as (task, study):
+    with _searched(experiment, label, progress, enqueue) as (task, study):
         return _conclude(task, study, watch)
 
 
@@ -122,7 +124,9 @@ def strongest(
 
 
 @contextmanager
-def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterator[tuple[Task, optuna.Study]]:
+def _searched(
+    experiment: Experiment, label: str, progress: Progress, enqueue: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[tuple[Task, optuna.Study]]:
     """The study with all its trials; its run is ended afterwards."""
     quiet()
     if experiment.sweep.against:
@@ -131,6 +135,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     if experiment.sweep.jobs != 1:
         refuse_unreachable(experiment)
     check_first(experiment)  # bad input shows before a study exists
+    own = [given(experiment, drawn) for drawn in enqueue]
     Federation(experiment)
     check_reported(experiment)
     store = tracking.client()
@@ -139,6 +144,8 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     study = task.open()
 
     def prepare() -> None:
+        for params in own:
+            study.enqueue_trial(params, skip_if_exists=True)
         if tracking.is_there(store, study.user_attrs.get("run_id", "")):
             end_killed(study)
             return

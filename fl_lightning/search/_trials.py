@@ -9,7 +9,7 @@ from optuna.trial import Trial
 
 from fl_lightning import runs, tracking
 from fl_lightning.attacks import Choice
-from fl_lightning.config import Experiment, parse_bound
+from fl_lightning.config import REACHED, Experiment, parse_bound
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import bounds, interval
@@ -128,7 +128,7 @@ def _run_trial(trial: Trial, task: Task, base: Experiment) -> float | Sequence[f
     trial.set_user_attr("rounds", measured.rounds)
     for metric, missed in measured.missed.items():
         trial.set_constraint(metric, missed)
-    if measured.stopped:
+    if measured.stopped and not measured.stopped.startswith(REACHED):
         if not measured.stopped.startswith("pruned"):
             trial.set_user_attr("error", measured.stopped)
         if len(settings.metrics) == 1:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from fl_lightning.config import Experiment
+from fl_lightning.config import REACHED, Experiment
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import curves
@@ -113,7 +113,11 @@ class Tracker:
                 best["metrics"],
             )
         registered = None
-        if not state.stopped and self.experiment.attack and self.experiment.tracking.register != "never":
+        if (
+            (not state.stopped or state.stopped.startswith(REACHED))
+            and self.experiment.attack
+            and self.experiment.tracking.register != "never"
+        ):
             registered = self._register(federation, uri, figures)
         self.store.set_tag(self.run_id, "fl.model_uri", uri)
         if registered:

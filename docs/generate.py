@@ -1,18 +1,16 @@
 """Write the pages that follow from the code: a gallery of every method, the metrics glossary, the slot table of the README.
 
-python docs/generate.py            # docs/methods/*.md, docs/metrics.md, the table in README.md
-python docs/generate.py --check    # exit code 1 where the README is not what the registry says
+python docs/generate.py            # docs/methods/*.md, docs/metrics.md, the table in README.md, the index of `fl-lightning list`
+python docs/generate.py --check    # exit code 1 where README or index are not what the registry says
 """
 
 import inspect
 import re
 import sys
-import textwrap
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from fl_lightning.cli._index import FILE, field_rows, prose, written
 from fl_lightning.metrics import GLOSSARY
 from fl_lightning.paths import CONFIGS
 from fl_lightning.registry import SLOTS, Component, registry
@@ -44,13 +42,40 @@ LEVELS = {
 def main() -> int:
     """Write everything, or check what is written by hand."""
     if "--check" in sys.argv:
-        return int(README.read_text() != with_slot_table(README.read_text()))
+        return int(README.read_text() != with_slot_table(README.read_text()) or FILE.read_text() != written(measured()))
     (HERE / "methods").mkdir(exist_ok=True)
     for slot in SLOTS:
         (HERE / "methods" / f"{slot}.md").write_text(gallery(slot))
     (HERE / "metrics.md").write_text(glossary())
     README.write_text(with_slot_table(README.read_text()))
+    FILE.write_text(written(measured()))
     return 0
+
+
+MEASURED = {
+    "sign flip x3": "sign_flip",
+    "noise 1": "gaussian",
+    "IPM 0.5": "ipm",
+    "ALIE 1.5": "alie",
+    "label flip": "label_flip",
+    "backdoor x3": "model_replacement",
+}
+"""Columns of the table of rules in `measured.md`, and the attacks that they are."""
+
+
+def measured() -> dict[str, str]:
+    """What each rule left of an attack, as the table in `measured.md` has it."""
+    table = (HERE / "measured.md").read_text().partition("## Rules on digits")[2].partition("\n| rule ")[2]
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in table.partition("\n\n")[0].splitlines()
+    ]
+    told: dict[str, str] = {}
+    for column, attack in MEASURED.items():
+        place = head.index(column)
+        cells = ", ".join(f"{line[0]} {line[place + 1].partition(' [')[0]}" for line in lines)
+        what = "accuracy (success)" if "(" in lines[0][place + 1] else "accuracy"
+        told[attack] = f"{what} under {column} by 6 of 20 clients, {lines[0][1]} without attack: {cells}"
+    return told
 
 
 def with_slot_table(text: str) -> str:
@@ -85,11 +110,12 @@ def summary(cls: type) -> str:
 
 def section(slot: str, name: str, cls: Any) -> str:
     """Everything that class, docstring and YAML know of a component."""
-    parts = [f"## `{name}` {{#{name}}}", prose(cls)]
+    parts = [f"## `{name}` {{#{name}}}", described(cls)]
     if slot == "attack":
         parts.append(threat_model(cls))
     if issubclass(cls, Component) and (rows := list(field_rows(cls))):
-        parts.append("| field | default | range | searched |\n|---|---|---|---|\n" + "\n".join(rows))
+        lines = (f"| `{row['name']}` | {shown(row)} | {row['range']} | {row['searched']} |" for row in rows)
+        parts.append("| field | default | range | searched |\n|---|---|---|---|\n" + "\n".join(lines))
     shipped = CONFIGS / slot / f"{name}.yaml"
     if shipped.is_file():
         parts.append(f"As shipped (`configs/{slot}/{name}.yaml`):\n\n```yaml\n{shipped.read_text().strip()}\n```")
@@ -97,14 +123,21 @@ def section(slot: str, name: str, cls: Any) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def prose(cls: type) -> str:
+def described(cls: type) -> str:
     """The class docstring, its field list as a list."""
-    text = inspect.cleandoc(cls.__doc__ or "")
-    head, _, attributes = text.partition("\nAttributes:\n")
-    if not attributes:
-        return head
-    items = re.sub(r"^(\w+): ", r"* `\1`: ", textwrap.dedent(attributes), flags=re.MULTILINE)
-    return f"{head.strip()}\n\n{items.strip()}"
+    text, meanings = prose(cls)
+    items = "\n".join(f"* `{name}`: {meaning}" for name, meaning in meanings.items() if name in own_attributes(cls))
+    return f"{text}\n\n{items}".strip()
+
+
+def own_attributes(cls: type) -> str:
+    """The list of attributes in a class's own docstring."""
+    return re.split(r"\n(?:Attributes|Args):\n", inspect.cleandoc(cls.__doc__ or "") + "\nAttributes:\n", maxsplit=1)[1]
+
+
+def shown(row: dict[str, str]) -> str:
+    """A default as code, unless there is none."""
+    return row["default"] if row["default"] == "required" else f"`{row['default']}`"
 
 
 def threat_model(cls: Any) -> str:
@@ -112,44 +145,6 @@ def threat_model(cls: Any) -> str:
     return (
         f"**Threat model.** Works with `{cls.needs}` knowledge: {LEVELS[cls.needs]}. Serves: {', '.join(cls.serves)}."
     )
-
-
-def field_rows(cls: Any) -> Iterator[str]:
-    """One row a hyper-parameter: name, default, allowed range, range of a search."""
-    hints = get_type_hints(cls, include_extras=True)
-    for field in fields(cls):
-        info = cls.__pydantic_fields__[field.name]
-        default = "required" if info.is_required() else f"`{shown(info.get_default(call_default_factory=True))}`"
-        bounds = [
-            sign + str(getattr(mark, word)) for mark in info.metadata for word, sign in BOUNDS if hasattr(mark, word)
-        ]
-        span = next((mark for mark in getattr(hints[field.name], "__metadata__", ()) if hasattr(mark, "holds")), None)
-        yield f"| `{field.name}` | {default} | {', '.join(bounds) or kind(info.annotation)} | {searched(span)} |"
-
-
-BOUNDS = (("ge", "&ge; "), ("gt", "&gt; "), ("le", "&le; "), ("lt", "&lt; "))
-
-
-def shown(default: Any) -> str:
-    """A default in one short line."""
-    text = default.name if isinstance(default, Component) else str(default)
-    return text if len(text) < 40 else text[:37] + "..."
-
-
-def kind(annotation: Any) -> str:
-    """A type in the words of the documentation."""
-    text = re.sub(r"typing\.|<class '|'>", "", str(annotation))
-    text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), text)
-    return "" if "fl_lightning" in text else text.replace("|", "or").replace("None", "null")
-
-
-def searched(span: Any) -> str:
-    """The range of a search."""
-    if span is None:
-        return ""
-    if hasattr(span, "values"):
-        return ", ".join(map(str, span.values))
-    return f"{span.low:g} to {span.high:g}" + (" (log)" if span.log else "")
 
 
 def background(cls: type) -> str:

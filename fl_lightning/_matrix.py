@@ -3,7 +3,7 @@
 import csv
 import html
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_lightning import tracking
-from fl_lightning.config import Experiment, Seed, load, read_yaml
+from fl_lightning.config import Experiment, Seed, load, parse_changes, read_yaml
 from fl_lightning.errors import ConfigError, errors_under, excerpt, explain
 from fl_lightning.federation import Federation
 from fl_lightning.inputs import write_yaml
@@ -266,14 +266,31 @@ def _bold(cell: str) -> str:
     return f"<b>{plain}</b>" if cell.startswith("**") else plain
 
 
-def load_matrix(source: str) -> Matrix:
+def load_matrix(source: str, changes: Sequence[str] = ()) -> Matrix:
     """A matrix by the name of a file in `configs/matrix/`, or a path.
+
+    Args:
+        source: name or path.
+        changes: `path=value` strings: fields of the matrix (`seeds`, `metric`, `jobs`, `tune`, `attacks.LABEL`, ...), and paths
+            of an experiment, which change its base, such as `rounds=5`.
 
     Raises:
         ConfigError: no such file, or something wrong in it.
     """
+    tree = read_yaml("matrix", source)
+    in_base = []
+    for word, (path, value) in zip(changes, parse_changes(changes), strict=True):
+        first, _, rest = path.partition(".")
+        if first not in Matrix.model_fields or path == "base":
+            in_base.append(word)
+        elif rest and isinstance(tree.get(first), dict):
+            tree[first] = {**tree[first], rest: value}
+        else:
+            tree[first] = value
+    if in_base:
+        tree["base"] = load(tree["base"], in_base).to_dict()
     try:
-        return Matrix.model_validate(read_yaml("matrix", source))
+        return Matrix.model_validate(tree)
     except ValidationError as error:
         explain(error, Matrix)
 

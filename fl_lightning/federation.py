@@ -22,13 +22,15 @@ from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
 from fl_lightning.engines import Bench, Job, LocalRound, SharedTrainer
-from fl_lightning.errors import ConfigError, errors_under
+from fl_lightning.errors import ConfigError, errors_under, suggest
 from fl_lightning.metrics import (
+    GLOSSARY,
     Metric,
     accuracy_gap,
     carried_through,
     detection,
     evaluate,
+    meaning,
     null_space,
     persistence,
     predicted_effect,
@@ -175,7 +177,8 @@ class FederationState:
         effect: the predicted effect of the attack on the parameters, once there was one.
         history: figures of every round so far.
         strongest: figures and parameters of the most successfully attacked model so far.
-        stopped: why the run ended early, or None.
+        stopped: what ended the run before its time, or None.
+        reached: what `experiment.stop` waited for, once it was there.
         given_up: whether it was an observer that ended it: nobody asks for its model.
     """
 
@@ -191,6 +194,12 @@ class FederationState:
     strongest: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
     given_up: bool = False
+    reached: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether no round follows, however many are planned."""
+        return bool(self.stopped or self.reached)
 
     def give_up(self, reason: str) -> None:
         """End the run after this round; an observer does, who has seen enough."""
@@ -210,6 +219,7 @@ class Federation:
 
     def __init__(self, experiment: Experiment, observers: Sequence[Observer] = ()):
         self.experiment = experiment
+        _check_stop(experiment)
         self.observers = list(observers)
         seed = experiment.seed
         with errors_under("engine"):
@@ -297,7 +307,7 @@ class Federation:
     def twin(self) -> "Federation":
         """The attack-free twin from the first round: same clients, batches and noise, the malicious ones train honestly."""
         other = copy(self)
-        other.experiment = self.experiment.model_copy(update={"attack": None})
+        other.experiment = self.experiment.model_copy(update={"attack": None, "stop": None})
         other.observers = []
         other.paired = None
         other.state = other.initial_state()
@@ -307,7 +317,7 @@ class Federation:
         """All remaining rounds, then the final state."""
         for observer in self.observers:
             observer.start(self)
-        while self.state.round < self.experiment.planned_rounds and not self.state.stopped:
+        while self.state.round < self.experiment.planned_rounds and not self.state.over:
             report = self.round()
             for observer in self.observers:
                 observer.round(self, report)
@@ -336,7 +346,9 @@ class Federation:
             if self.experiment.evaluation.effect:
                 with clock("effect"):
                     metrics |= self._effect(sent)
-        if self.state.round + 1 == self.experiment.planned_rounds and not self.state.stopped:
+        if not self.state.stopped and self.experiment.stop:
+            self.state.reached = self.experiment.stop.reason([*self.state.history, metrics])
+        if (self.state.round + 1 == self.experiment.planned_rounds or self.state.reached) and not self.state.stopped:
             metrics |= self.finish()
         return self._report(sent.cohort, metrics | clock.metrics(), sent.attacked)
 
@@ -740,12 +752,12 @@ class Federation:
         state = self.state
         loss = metrics.get("global/loss", 0.0)
         if loss != loss or loss in (float("inf"), float("-inf")):
-            state.stopped = f"diverged: global/loss of round {state.round} is {loss}"
+            state.stopped, state.reached = f"diverged: global/loss of round {state.round} is {loss}", None
         if self.experiment.attack:
             metrics["attack/active"] = float(attacked)
             if cohort.adversarial and not attacked:
                 metrics["attack/idle"] = 1.0
-            if state.stopped or state.round + 1 == self.experiment.planned_rounds:
+            if state.over or state.round + 1 == self.experiment.planned_rounds:
                 metrics |= persistence([*state.history, metrics])
         report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
         success = metrics.get("attack/success")
@@ -793,6 +805,17 @@ def refuse_absent_attackers(experiment: Experiment) -> None:
             "control without attackers is meant, participation.schedule=never",
             "attack",
         )
+
+
+def _check_stop(experiment: Experiment) -> None:
+    """Refuse to wait for a figure that no round reports."""
+    if experiment.stop is None:
+        return
+    metric = experiment.stop.metric
+    label = metric.removeprefix("global/")
+    unknown = metric.startswith("global/") and metric not in GLOSSARY and label not in experiment.evaluation.metrics
+    if unknown or meaning(metric) is None:
+        raise ConfigError(f"no run reports {metric!r}; {suggest(metric, GLOSSARY)}", "stop.metric")
 
 
 def attack_cautions(experiment: Experiment) -> list[str]:

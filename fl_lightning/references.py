@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["bibtex", "cited"]
+__all__ = ["bibtex", "citation", "cited"]
 
+FIELD = re.compile(r"^\s*(\w+)\s*=\s*[{\"](.*?)[}\"],?\s*$", re.DOTALL | re.MULTILINE)
 ENTRY = re.compile(r"^@\w+\{([^,\s]+),.*?^\}", re.DOTALL | re.MULTILINE)
 
 
@@ -27,6 +28,28 @@ def bibtex(classes: Iterable[type]) -> str:
     """The entries that components cite, one after the other; a comment stands for one that is missing."""
     parts = [entry or f"% no entry for {key}" for key, entry in cited(classes).items()]
     return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def citation(key: str) -> str:
+    """A paper of ours in one line: authors, title, where, year; the key itself where there is no entry.
+
+    Example:
+        >>> citation("blanchard2017machine")
+        'Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017'
+    """
+    entry = _entries("fl_lightning").get(key)
+    if entry is None:
+        return key
+    fields = {match[1].lower(): _plain(match[2]) for match in FIELD.finditer(entry)}
+    authors = [author.partition(",")[0] for author in fields.get("author", "").split(" and ")]
+    who = f"{authors[0]} et al." if len(authors) > 2 else " and ".join(authors)
+    where = fields.get("booktitle") or fields.get("journal") or fields.get("howpublished") or fields.get("note", "")
+    return f'{who}, "{fields.get("title", "")}", {where} {fields.get("year", "")}'.strip()
+
+
+def _plain(text: str) -> str:
+    """BibTeX's text without braces and accents."""
+    return " ".join(re.sub(r"\\\W?|[{}]", "", text).split())
 
 
 @cache

@@ -266,6 +266,10 @@ class Registry:
         """What every class of the slot derives from."""
         return _imported(self._base) if isinstance(self._base, str) else self._base
 
+    def shipped(self) -> list[str]:
+        """Names of the components shipped with the project, sorted."""
+        return sorted(self._shipped)
+
     def names(self) -> list[str]:
         """All names, sorted; those of plug-ins before anything of them is imported."""
         return sorted({*self._shipped, *plugins(self.slot)})
@@ -477,6 +481,10 @@ def registry(slot: str) -> Registry:
     return registries[slot]
 
 
+SLOT_KEY = "x-slot"
+"""Where a JSON schema says that a component of a slot belongs."""
+
+
 @stdlib_dataclass(frozen=True)
 class Slot:
     """Annotation of a field that holds a component: `objective: Annotated[Objective, Slot("objective")]`."""
@@ -486,3 +494,7 @@ class Slot:
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
         """Validation by the slot's registry."""
         return core_schema.no_info_plain_validator_function(lambda value: registry(self.slot).build(value))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """The slot's name; what it can hold is put in its place when a whole schema is written."""
+        return {SLOT_KEY: self.slot}

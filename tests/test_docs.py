@@ -48,6 +48,11 @@ def test_the_table_of_the_readme_is_what_the_registry_says():
     assert load_generator().with_slot_table(text) == text, "run: python docs/generate.py"
 
 
+def test_the_index_of_the_listing_is_what_the_registry_says():
+    generate = load_generator()
+    assert generate.written(generate.measured()) == generate.FILE.read_text(), "run: python docs/generate.py"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 

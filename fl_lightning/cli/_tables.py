@@ -1,11 +1,10 @@
 """What the commands print: figures as tables."""
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from fl_lightning.cli._console import wide_console
 from fl_lightning.config import Experiment
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
@@ -14,11 +13,6 @@ from fl_lightning.search import SweepOutcome
 from fl_lightning.tracking import look_closer
 
 __all__ = ["print_outcome", "print_plugins", "print_sweep", "wide_console"]
-
-
-def wide_console() -> Console:
-    """Of the terminal's width; wide elsewhere, so that names can be copied from a file."""
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def print_plugins(slots: list[str]) -> None:
@@ -39,20 +33,42 @@ def print_plugins(slots: list[str]) -> None:
         console.print("no installed package adds anything: see entry points `fl_lightning.<slot>`", markup=False)
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """The figures of a run, with intervals where it had several seeds."""
+FIRST = (
+    "attack/success",
+    "global/accuracy",
+    "global/normalized_cost",
+    "impact/accuracy_drop",
+    "attack/selected",
+    "time/round",
+)
+"""What a person asks first."""
+
+
+def print_outcome(outcome: Outcome, everything: bool = True) -> None:
+    """The figures of a run, with intervals where it had several seeds; what a person asks first stands first.
+
+    Args:
+        outcome: of a run.
+        everything: whether the other figures follow.
+    """
     console = wide_console()
     table = Table(
         "metric", "value", box=None, title=f"{outcome.experiment}: {outcome.rounds} rounds", title_justify="left"
     )
-    for name, value in sorted(outcome.metrics.items()):
+    first = [name for name in FIRST if name in outcome.metrics]
+    others = sorted(name for name in outcome.metrics if name not in first and not name.startswith("time/"))
+    for name in first + others * (everything or not first):
+        value = outcome.metrics[name]
         values = [one.metrics[name] for one in outcome.seeds]
         shown = str(interval(values, bounds(name))) if values else f"{value:.4g}"
-        if not name.startswith("time/") or name == "time/round":
-            table.add_row(name, shown)
+        table.add_row(name, shown)
     console.print(table)
+    if others and first and not everything:
+        console.print(f"{len(others)} more figures: --all", highlight=False)
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", soft_wrap=True)
+    if outcome.reached:
+        console.print(f"ended with what it was to reach: {outcome.reached}", soft_wrap=True)
     if outcome.registered_model:
         console.print(f"registered: {outcome.registered_model}", soft_wrap=True)
     console.print(f"run {outcome.run_id}\n{look_closer(outcome.run_id)}", soft_wrap=True, highlight=False)

@@ -16,7 +16,7 @@ from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import Label, Registry, Settings, Slot, named_config, plain_fields
+from fl_lightning.registry import SLOT_KEY, Label, Registry, Settings, Slot, named_config, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -81,6 +81,11 @@ class CallbackConfig:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validation by `parse`."""
         return core_schema.no_info_plain_validator_function(cls.parse)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """A component of the slot `callback`."""
+        return {SLOT_KEY: "callback"}
 
 
 class Client(Settings):

@@ -1,7 +1,23 @@
 """The configuration of an experiment: load, override, validate, dump."""
 
-from fl_lightning.config._experiment import Experiment, dump, experiment_names, load, load_text, read_yaml
-from fl_lightning.config._settings import Direction, Evaluation, Seed, SweepSettings, Tracking, parse_bound
+from fl_lightning.config._experiment import (
+    Experiment,
+    dump,
+    experiment_names,
+    load,
+    load_text,
+    parse_changes,
+    read_yaml,
+)
+from fl_lightning.config._settings import (
+    Direction,
+    Evaluation,
+    Seed,
+    Stop,
+    SweepSettings,
+    Tracking,
+    parse_bound,
+)
 from fl_lightning.registry import Label
 from fl_lightning.server import Server
 
@@ -12,6 +28,7 @@ __all__ = [
     "Label",
     "Seed",
     "Server",
+    "Stop",
     "SweepSettings",
     "Tracking",
     "dump",
@@ -19,5 +36,6 @@ __all__ = [
     "load",
     "load_text",
     "parse_bound",
+    "parse_changes",
     "read_yaml",
 ]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
 from fl_lightning.clients import Client, Sgd
-from fl_lightning.config._settings import Evaluation, Seed, SweepSettings, Tracking
+from fl_lightning.config._settings import Evaluation, Seed, Stop, SweepSettings, Tracking
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
 from fl_lightning.engines import Engine, TrainerSettings, Vectorized
@@ -47,6 +47,7 @@ class Experiment(BaseModel):
         rounds: communication rounds.
         loss: what clients, attackers and defenses measure with; None: the plain one that fits model and data.
         fast: synthetic data of the same shapes (set by `--fast`).
+        stop: a figure that ends the run before its last round; None: all rounds are run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -71,6 +72,7 @@ class Experiment(BaseModel):
     engine: Annotated[Engine, Slot("engine")] = Field(default_factory=Vectorized)
     trainer: TrainerSettings = Field(default_factory=TrainerSettings)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    stop: Stop | None = None
     tracking: Tracking = Field(default_factory=Tracking)
     sweep: SweepSettings = Field(default_factory=SweepSettings)
 
@@ -203,6 +205,8 @@ class Experiment(BaseModel):
 
 
 def _hash(tree: Mapping[str, Any]) -> str:
+    if tree.get("stop", True) is None:  # came later: without it, an experiment is what it was before
+        tree = {name: value for name, value in tree.items() if name != "stop"}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -232,15 +236,24 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     defaults: dict[str, Any] = {}
     with suppress(ValidationError, ConfigError):  # the changes may be what makes it valid
         defaults = Experiment.model_validate(tree).to_dict() if overrides else {}
-    changes = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"an override is written path=value, got {excerpt(override)}")
-        changes.append((path.strip(), read_yaml_text(text, path.strip())))
-    for path, value in sorted(changes, key=_components_first):
+    for path, value in sorted(parse_changes(overrides), key=_components_first):
         _set(tree, path, value, defaults)
     return _validated(tree)
+
+
+def parse_changes(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """`path=value` strings as paths and values, which are YAML.
+
+    Raises:
+        ConfigError: one that is not written so.
+    """
+    changes = []
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"an override is written path=value, got {excerpt(word)}")
+        changes.append((path.strip(), read_yaml_text(text, path.strip())))
+    return changes
 
 
 def _validated(tree: Mapping[str, Any]) -> Experiment:

@@ -1,5 +1,6 @@
 """Settings of an experiment that are no components: when it is evaluated, what is kept, what is searched."""
 
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,45 @@ class Evaluation(Settings):
     after: int = Field(default=0, ge=0)
     effect: bool = False
     metrics: dict[Label, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
+
+
+class Stop(Settings):
+    """A figure that ends a run before its last round.
+
+    Figures of the end of a run (`final/*`, whether a backdoor persists) are those of the round that it ended with.
+
+    Attributes:
+        metric: of a round, such as `attack/success`.
+        above: the run ends where the figure is larger.
+        below: the run ends where it is smaller; one of the two.
+        rounds: evaluated rounds in a row in which it must be so.
+    """
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    rounds: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Stop":
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"needs one of above and below, got above {self.above} and below {self.below}")
+        return self
+
+    def reason(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Why the last of some rounds is the last of all, or None.
+
+        Example:
+            >>> Stop(metric="attack/success", above=0.9).reason([{"attack/success": 0.5}, {"attack/success": 0.95}])
+            'attack/success 0.95 > 0.9'
+        """
+        if not history or self.metric not in history[-1]:
+            return None
+        last = [figures[self.metric] for figures in history if self.metric in figures][-self.rounds :]
+        sign, limit = (">", self.above) if self.below is None else ("<", self.below)
+        within = [value > self.above if self.above is not None else value < (self.below or 0.0) for value in last]
+        held = len(within) == self.rounds and all(within)
+        return f"{self.metric} {last[-1]:.4g} {sign} {limit:g}" if held else None
 
 
 class Tracking(Settings):

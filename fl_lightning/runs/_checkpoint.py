@@ -124,6 +124,6 @@ class Checkpoint:
 
     def round(self, federation: Federation, report: RoundReport) -> None:
         """Save the state after a round."""
-        finished = federation.state.round >= federation.experiment.planned_rounds or federation.state.stopped
+        finished = federation.state.round >= federation.experiment.planned_rounds or federation.state.over
         if finished or federation.state.round % self.every == 0:
             save_state(federation, self.path)

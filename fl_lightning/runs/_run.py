@@ -43,7 +43,8 @@ class Outcome(Shown):
         metrics: last value of every metric.
         model_uri: the final global model in MLflow, or None.
         registered_model: `name/version` in the registry, or None.
-        stopped: why the run ended early, or None.
+        stopped: what ended the run before its time, or None.
+        reached: what `experiment.stop` waited for, where it was there.
         seeds: outcomes of the single seeds where there are several.
     """
 
@@ -54,12 +55,13 @@ class Outcome(Shown):
     model_uri: str | None = None
     registered_model: str | None = None
     stopped: str | None = None
+    reached: str | None = None
     seeds: tuple["Outcome", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `seeds` and `stopped` only where there is something to tell."""
+        """Plain values; `seeds`, `stopped` and `reached` only where there is something to tell."""
         plain = asdict(self) | {"seeds": [one.to_dict() for one in self.seeds]}
-        return {key: value for key, value in plain.items() if value or key not in ("seeds", "stopped")}
+        return {key: value for key, value in plain.items() if value or key not in ("seeds", "stopped", "reached")}
 
 
 def run_one(
@@ -163,7 +165,7 @@ def continue_run(run_id: str, federation: Federation, name: str, watch: Watch, w
             raise
         metrics = {key: value for figures in state.history for key, value in figures.items()}
     shutil.rmtree(folder)
-    return Outcome(run_id, name, state.round, metrics, uri, registered, state.stopped)
+    return Outcome(run_id, name, state.round, metrics, uri, registered, state.stopped, state.reached)
 
 
 def finished_outcome(run_id: str) -> Outcome:
@@ -192,6 +194,7 @@ def finished_outcome(run_id: str) -> Outcome:
         tags.get("fl.model_uri"),
         tags.get("fl.registered_model"),
         tags.get("fl.stopped"),
+        tags.get("fl.reached"),
     )
 
 

@@ -58,5 +58,5 @@ class Warmup:
 
     def round(self, federation: Federation, report: RoundReport) -> None:
         """Keep the state right before the first adversarial round."""
-        if self.useful and federation.state.round == self.rounds and not federation.state.stopped:
+        if self.useful and federation.state.round == self.rounds and not federation.state.over:
             save_state(federation, self.path)

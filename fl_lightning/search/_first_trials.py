@@ -3,18 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fl_lightning.attacks import Choice
+from fl_lightning.attacks import Attack, Choice
 from fl_lightning.config import Experiment
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.registry import flatten, registry
-from fl_lightning.search._space import Space, Span, changes, tunables
+from fl_lightning.search._space import Space, Span, changes, component_name, tunables
 
-__all__ = ["check_first", "configured", "enqueue_first", "rank"]
+__all__ = ["check_first", "configured", "enqueue_first", "given", "rank"]
 
 
 def configured(experiment: Experiment, space: Space) -> list[dict[str, Any]]:
@@ -54,6 +54,35 @@ def enqueue_first(study: optuna.Study, storage: str, experiment: Experiment, spa
             left -= 1
         if not left:
             return
+
+
+def given(experiment: Experiment, space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial of the user's own as parameters of the search; what it leaves out is drawn.
+
+    Args:
+        experiment: what is searched.
+        space: as `search_space` gives it.
+        drawn: dotted path -> value.
+
+    Raises:
+        ConfigError: a path that is not searched, a value outside of its range, or together no valid experiment.
+    """
+    spans: dict[str, Span] = dict(space)
+    names = {path: path for path in space}
+    if isinstance(space.get("attack"), Choice):
+        attack = str(drawn.get("attack"))
+        if not space["attack"].holds(attack):
+            raise ConfigError(f"must be searched, and one of {space['attack']}; got {attack!r}", "enqueue: attack")
+        for field, span in tunables(cast(type[Attack], registry("attack")[component_name(attack)])).items():
+            spans[f"attack.{field}"], names[f"attack.{field}"] = span, f"{attack}.{field}"
+    for path, value in drawn.items():
+        if path not in spans:
+            raise ConfigError(f"is not searched; {suggest(path, spans)}", f"enqueue: {path}")
+        if not spans[path].holds(value):
+            raise ConfigError(f"must lie in {spans[path]}, got {excerpt(value)}", f"enqueue: {path}")
+    params = {names[path]: value for path, value in drawn.items()}
+    fitted(experiment, space, params)
+    return params
 
 
 def earlier_studies(study: optuna.Study, storage: str) -> Iterator[optuna.Study]:

@@ -67,12 +67,12 @@ def changes(space: Space, ask: Ask) -> dict[str, Any]:
         drawn[path] = ask(path, span)
         if path == "attack":
             name = drawn[path]
-            own = tunables(cast(type[Attack], registry("attack")[_component(name)]))
+            own = tunables(cast(type[Attack], registry("attack")[component_name(name)]))
             drawn |= {f"attack.{field}": ask(f"{name}.{field}", inner) for field, inner in own.items()}
     return drawn
 
 
-def _component(name: str) -> str:
+def component_name(name: str) -> str:
     """The attack that a file in `configs/attack/` configures."""
     settings = named_config("attack", name)
     return str(settings["name"]) if settings else name

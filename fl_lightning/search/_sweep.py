@@ -8,7 +8,7 @@ search never saw.
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ from fl_lightning.registry import refuse_unreachable
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._account import tell
 from fl_lightning.search._cmaes import check_sampler
-from fl_lightning.search._first_trials import check_first, enqueue_first, rank
+from fl_lightning.search._first_trials import check_first, enqueue_first, given, rank
 from fl_lightning.search._pictures import pictures
 from fl_lightning.search._reported import check_reported
 from fl_lightning.search._space import search_space
@@ -89,6 +89,7 @@ def sweep(
     label: str = "experiment",
     watch: runs.Watch = runs.no_observers,
     progress: Progress = lambda study, trials: None,
+    enqueue: Sequence[Mapping[str, Any]] = (),
 ) -> SweepOutcome:
     """Search, confirm, register.
 
@@ -97,11 +98,12 @@ def sweep(
         label: the name that the experiment was started by.
         watch: makes observers for the confirmation runs.
         progress: called about once a second with the study.
+        enqueue: trials of the user's own, by dotted path; they are tried before any other that has not begun.
 
     Raises:
         ConfigError: bad input, before any trial.
     """
-    with _searched(experiment, label, progress) as (task, study):
+    with _searched(experiment, label, progress, enqueue) as (task, study):
         return _conclude(task, study, watch)
 
 
@@ -125,7 +127,9 @@ def strongest(
 
 
 @contextmanager
-def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterator[tuple[Task, optuna.Study]]:
+def _searched(
+    experiment: Experiment, label: str, progress: Progress, enqueue: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[tuple[Task, optuna.Study]]:
     """The study with all its trials; its run is ended afterwards."""
     quiet()
     if experiment.sweep.against:
@@ -136,6 +140,7 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     check_sampler(experiment.sweep.sampler)
     space = search_space(experiment)
     check_first(experiment, space)  # bad input shows before a study exists
+    own = [given(experiment, space, drawn) for drawn in enqueue]
     Federation(experiment)
     check_reported(experiment, space)
     store = tracking.client()
@@ -144,6 +149,8 @@ def _searched(experiment: Experiment, label: str, progress: Progress) -> Iterato
     study = task.open()
 
     def prepare() -> None:
+        for params in own:
+            study.enqueue_trial(params, skip_if_exists=True)
         if tracking.is_there(store, study.user_attrs.get("run_id", "")):
             end_killed(study)
             return

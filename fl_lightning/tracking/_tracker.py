@@ -116,6 +116,8 @@ class Tracker:
         if state.given_up:  # nobody asks for its model
             end_early(self.store, self.run_id, state.stopped)
             return None, None
+        if state.reached:
+            self.store.set_tag(self.run_id, "fl.reached", state.reached)
         if not models:
             end_run(self.store, self.run_id, "FINISHED", state.stopped)
             return None, None

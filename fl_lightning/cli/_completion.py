@@ -24,7 +24,7 @@ def completion(options: argparse.Namespace) -> int:
         for action in sub._actions:
             if action.dest in ("experiment", "matrix") and action.choices is None:
                 action.complete = dict.fromkeys(("bash", "zsh"), f"_fl_lightning_{action.dest}")  # type: ignore[attr-defined]
-    print(shtab.complete(top, options.shell, preamble=_preamble()))
+    print(shtab.complete(top, options.shell, preamble=_preamble().get(options.shell, "")))
     return 0
 
 

@@ -75,7 +75,7 @@ def byzfl(values: Mapping[str, Any]) -> Study:
     for f, (where, partition), (name, rule, needs) in product(f_values, spread, rules):
         settings = {**rule, **({"n_byzantine": f} if needs else {})}
         settings |= {"pre": [_with_f(step, f) for step in rule["pre"]]} if "pre" in rule else {}
-        label = " | ".join([name, *([f"f={f}"] if len(f_values) > 1 else []), *([where] if len(spread) > 1 else [])])
+        label = ", ".join([name, *([f"f={f}"] if len(f_values) > 1 else []), *([where] if len(spread) > 1 else [])])
         servers[label] = {
             "aggregator": settings,
             "partition": {**partition, "clients": honest_clients + int(f)},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+from mlflow.entities import DatasetInput, LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.model_registry.dbmodels import models as registry_tables
@@ -39,6 +39,17 @@ class _Plain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class PackedData(_Plain):
+    """A data set that a run names as its input."""
+
+    name: Name
+    digest: Annotated[str, Field(min_length=1, max_length=36)]
+    kind: Annotated[str, Field(max_length=36)]
+    source: Annotated[str, Field(max_length=100_000)]
+    profile: Annotated[str, Field(max_length=100_000)]
+    tags: dict[Name, Annotated[str, Field(max_length=500)]]
+
+
 class PackedRun(_Plain):
     """A run; `models` are the logged ones with their rounds."""
 
@@ -53,6 +64,7 @@ class PackedRun(_Plain):
     params: dict[Name, Text]
     metrics: dict[Name, list[Point]]
     models: list[tuple[ModelId, Number]]
+    data: list[PackedData] = Field(default_factory=list, max_length=100)
 
 
 class PackedModel(_Plain):
@@ -68,7 +80,7 @@ class PackedModel(_Plain):
 
 
 class PackedVersion(_Plain):
-    """A version of a registered model."""
+    """A version of a registered model; `about` is what is said of its name."""
 
     name: Annotated[str, Field(pattern=r"^[^/:\x00-\x1f]+$", max_length=250)]
     version: Annotated[int, Field(ge=1, le=10**9)]
@@ -79,6 +91,7 @@ class PackedVersion(_Plain):
     description: Annotated[str, Field(max_length=5000)]
     tags: dict[Name, Annotated[str, Field(max_length=5000)]]
     aliases: list[Name]
+    about: Annotated[str, Field(max_length=5000)] = ""
 
 
 class PackedRuns(_Plain):
@@ -146,6 +159,18 @@ def _run(store: MlflowClient, run: Run, experiment: str, models: set[str]) -> Pa
             for name, points in history.items()
         },
         models=[(output.model_id, output.step) for output in outputs if output.model_id in models],
+        data=sorted(map(_data, run.inputs.dataset_inputs if run.inputs else []), key=lambda one: one.name),
+    )
+
+
+def _data(used: DatasetInput) -> PackedData:
+    return PackedData(
+        name=used.dataset.name,
+        digest=used.dataset.digest,
+        kind=used.dataset.source_type,
+        source=used.dataset.source,
+        profile=used.dataset.profile or "",
+        tags={tag.key: tag.value for tag in used.tags},
     )
 
 
@@ -176,6 +201,7 @@ def _versions(store: MlflowClient, run_id: str, models: set[str]) -> Iterator[Pa
                 description=found.description or "",
                 tags=dict(found.tags),
                 aliases=sorted(store.get_model_version(found.name, found.version).aliases),
+                about=store.get_registered_model(found.name).description or "",
             )
 
 
@@ -306,6 +332,22 @@ def _enter_run(session: Session, run: PackedRun, experiment: int, renamed: Mappi
         for model, step in run.models
     ]
     _many(session, tables.SqlInput, outputs)
+    for place, used in enumerate(run.data):
+        _enter_data(session, used, run.run_id, experiment, f"{run.run_id[:24]}{place:08x}")
+
+
+def _enter_data(session: Session, used: PackedData, run_id: str, experiment: int, input_id: str) -> None:
+    """Name a data set as input of a run; one that other runs here have used is the same one."""
+    table = tables.SqlDataset
+    same = (table.experiment_id == experiment, table.name == used.name, table.digest == used.digest)
+    known = session.scalar(select(table.dataset_uuid).where(*same))
+    row = {"dataset_uuid": input_id, "experiment_id": experiment, "name": used.name, "digest": used.digest}
+    row |= {"dataset_source_type": used.kind, "dataset_source": used.source, "dataset_profile": used.profile}
+    _many(session, table, [] if known else [row])
+    link = {"input_uuid": input_id, "source_type": "DATASET", "source_id": known or input_id}
+    _many(session, tables.SqlInput, [link | {"destination_type": "RUN", "destination_id": run_id, "step": 0}])
+    tags = [{"input_uuid": input_id, "name": key, "value": value} for key, value in used.tags.items()]
+    _many(session, tables.SqlInputTag, tags)
 
 
 def _enter_model(session: Session, model: PackedModel, experiment: int, renamed: Mapping[str, str]) -> None:
@@ -374,7 +416,9 @@ def _enter_version(session: Session, version: PackedVersion, numbers: Mapping[st
     names = registry_tables.SqlRegisteredModel
     if not session.scalar(select(names).where(names.name == version.name)):
         row = {"name": version.name, "creation_time": version.created, "last_updated_time": version.changed}
-        session.execute(insert(names), row)
+        session.execute(insert(names), row | {"description": version.about})
+        warning = {"name": version.name, "key": "poisoned", "value": version.tags.get("poisoned", "true")}
+        session.execute(insert(registry_tables.SqlRegisteredModelTag), warning)
     session.execute(
         insert(registry_tables.SqlModelVersion),
         {
@@ -391,9 +435,13 @@ def _enter_version(session: Session, version: PackedVersion, numbers: Mapping[st
         },
     )
     tags = dict(version.tags)
-    for link in ("twin_of", "clean_twin"):  # numbers of versions of the same name
+    for link in (
+        "twin_of",
+        "clean_twin",
+    ):  # once a bare number: twins had no name of their own
         if link in tags:
-            tags[link] = numbers.get(f"{version.name}/{tags[link]}", f"/{tags[link]}").rpartition("/")[2]
+            other = tags[link] if "/" in tags[link] else f"{version.name}/{tags[link]}"
+            tags[link] = numbers.get(other, other)
     rows = [{"name": version.name, "version": here, "key": key, "value": value} for key, value in tags.items()]
     _many(session, registry_tables.SqlModelVersionTag, rows)
 

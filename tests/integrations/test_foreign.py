@@ -120,7 +120,7 @@ def test_byzfl_becomes_a_matrix(files):
     assert (foreign.origin, foreign.kind) == ("ByzFL", "matrix")
     cells = Matrix(**foreign.config).experiments()
     assert len(cells) == 2 * 2 * 2 * 2  # f, distributions, rules; the attack and no attack
-    cell = cells["ALittleIsEnough | TrMean | f=2 | gamma_similarity_niid 0.25"]
+    cell = cells["ALittleIsEnough | TrMean, f=2, gamma_similarity_niid 0.25"]
     assert cell.partition.to_dict() == {**cell.partition.to_dict(), "name": "degree", "p": 0.75, "clients": 10}
     assert cell.participation.malicious == 2
     assert cell.aggregator.name == "nnm-trimmed_mean"

@@ -84,10 +84,10 @@ def test_a_campaign_that_was_killed_runs_only_what_is_missing(tiny, monkeypatch:
 def test_a_cell_that_fails_does_not_stop_the_others(tiny, monkeypatch: pytest.MonkeyPatch):
     real = single.run_one
 
-    def sometimes(experiment: Any, name: str, *rest: Any) -> Any:
+    def sometimes(experiment: Any, name: str, *rest: Any, **more: Any) -> Any:
         if name == "bad":
             raise RuntimeError("out of luck")
-        return real(experiment, name, *rest)
+        return real(experiment, name, *rest, **more)
 
     monkeypatch.setattr(single, "run_one", sometimes)
     done = run_campaign({"bad": tiny(rounds=1), "good": tiny(rounds=1)}, "test")

@@ -220,6 +220,7 @@ def test_an_unknown_run_and_a_run_elsewhere(tiny):
         runs.resume("nonsense")
     store = tracking.client()
     run_id = tracking.create_run(store, tiny(), "elsewhere", "run")
+    store.log_metric(run_id, "global/accuracy", 0.5)
     with pytest.raises(ConfigError, match="resume it on the machine"):
         runs.resume(run_id)
 

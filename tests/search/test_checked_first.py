@@ -128,7 +128,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(
     whole = runs.run(experiment, "whole")
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(experiment))
-    monkeypatch.setattr("fl_lightning.cli._main._watch", lambda experiment: [FullDisk()])
+    monkeypatch.setattr("fl_lightning.cli._main._watch", lambda options: lambda experiment: [FullDisk()])
     assert main(["run", str(path)]) == 1
     told = capsys.readouterr().err
     assert "no room is left where " in told

@@ -87,7 +87,8 @@ def test_a_run_is_whole_in_another_folder(
         name: points[-1][0] for name, points in before.runs[0].metrics.items()
     }
     assert all(torch.equal(part, weights[name]) for name, part in find(NAME).network.state_dict().items())
-    assert find(f"{NAME}@clean").version.version == 2
+    assert find(f"{NAME}@clean").version.name == "digits-mlp-clean"
+    assert [one.tags["mlflow.data.context"] for one in before.runs[0].data] == ["testing", "training"]
     assert main(["models", "list"]) == 0
     assert main(["models", "export", NAME, str(tmp_path / "exported")]) == 0
     again = files(there)
@@ -105,10 +106,15 @@ def test_a_number_that_is_taken_is_told_and_links_follow(packed: Path, tiny: Any
     weak = tiny(attack={"name": "gaussian", "std": 1e-6}, rounds=1, tracking={"register": "always"})
     runs.run(weak, "weak")
     got = unpack(packed)
-    assert got.renamed == {f"{NAME}/1": f"{NAME}/2", f"{NAME}/2": f"{NAME}/3"}
+    clean = "digits-mlp-clean"
+    assert got.renamed == {f"{NAME}/1": f"{NAME}/2"}
     store = tracking.client()
-    version, twin = (store.get_model_version(NAME, number) for number in ("2", "3"))
-    assert (version.tags["clean_twin"], twin.tags["twin_of"]) == ("3", "2")
+    version, twin = store.get_model_version(NAME, "2"), store.get_model_version(clean, "1")
+    assert (version.tags["clean_twin"], twin.tags["twin_of"]) == (f"{clean}/1", f"{NAME}/2")
+    for name, poisoned in ((NAME, "true"), (clean, "false")):
+        registered = store.get_registered_model(name)
+        assert registered.tags == {"poisoned": poisoned}
+        assert registered.description
     run = store.get_run(got.run_id)
     assert run.data.tags["fl.registered_model"] == f"{NAME}/2"
     logged = store.get_logged_model(str(version.source).removeprefix("models:/"))

@@ -1,6 +1,7 @@
 """The papers' tables and figures, run again and judged."""
 
 from fl_lightning.papers._claims import (
+    SIZES,
     VERDICTS,
     Bound,
     Claim,
@@ -9,6 +10,7 @@ from fl_lightning.papers._claims import (
     Printed,
     Reading,
     Size,
+    SizeName,
     TableCell,
     Verdict,
     discovery_rates,
@@ -16,18 +18,21 @@ from fl_lightning.papers._claims import (
     p_value,
     verdict,
 )
-from fl_lightning.papers._reproduce import (
+from fl_lightning.papers._records import Record, Records, digest
+from fl_lightning.papers._reproduce import reproduce
+from fl_lightning.papers._tables import experiments, find_tables
+from fl_lightning.papers._verdicts import (
     Judged,
     Reproduction,
+    TableRuns,
     check_markers,
-    experiments,
-    find_tables,
+    judge,
     plain,
-    reproduce,
     write_verdicts,
 )
 
 __all__ = [
+    "SIZES",
     "VERDICTS",
     "Bound",
     "Claim",
@@ -36,14 +41,20 @@ __all__ = [
     "PaperTable",
     "Printed",
     "Reading",
+    "Record",
+    "Records",
     "Reproduction",
     "Size",
+    "SizeName",
     "TableCell",
+    "TableRuns",
     "Verdict",
     "check_markers",
+    "digest",
     "discovery_rates",
     "experiments",
     "find_tables",
+    "judge",
     "measured",
     "p_value",
     "plain",

@@ -12,6 +12,7 @@ from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.registry import number_check
 
 __all__ = [
+    "SIZES",
     "VERDICTS",
     "Bound",
     "Claim",
@@ -20,6 +21,7 @@ __all__ = [
     "Printed",
     "Reading",
     "Size",
+    "SizeName",
     "TableCell",
     "Verdict",
     "discovery_rates",
@@ -30,6 +32,9 @@ __all__ = [
 
 Verdict = Literal["confirmed", "stronger", "weaker", "not reproduced", "undecided"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "stronger", "weaker", "not reproduced", "undecided")
+SizeName = Literal["full", "reduced", "quick"]
+SIZES: tuple[SizeName, ...] = ("full", "reduced", "quick")
+"""The largest first: a claim is decided from the first one whose runs are all there."""
 Window = Literal["last", "third", "half", "all"] | int | tuple[int, int]
 
 
@@ -145,19 +150,36 @@ class Bound(Reading):
 class Size(_Strict):
     """How large a table is run.
 
+    `full` is the paper's samples, rounds, clients and network; what is cut makes it `reduced`, and `quick` is what two cores do
+    in minutes.
+
     Attributes:
         seeds: every cell runs with each of them.
-        minutes: measured time on two cores.
+        up_to: while a claim is undecided its cells run with two seeds more, until they have so many; the numbers after the
+            largest of `seeds`.
+        minutes: time on two cores with `seeds`.
         changes: of the base, by dotted path.
         rows: row -> further changes of this row, stronger than its own.
         leave_out: rows that this size does not run; claims about them get no verdict.
     """
 
     seeds: tuple[Seed, ...] = Field(min_length=2)
+    up_to: int = Field(default=9, ge=0, le=1000)
     minutes: float = Field(gt=0)
     changes: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+
+    def seeds_up_to(self, count: int) -> tuple[Seed, ...]:
+        """The first `count` of all seeds that may count; not fewer than `seeds`, not more than `up_to`."""
+        more = max(0, min(count, self.up_to) - len(self.seeds))
+        first = max(self.seeds) + 1
+        return (*self.seeds, *range(first, first + more))
+
+    @property
+    def every_seed(self) -> tuple[Seed, ...]:
+        """All seeds that may count."""
+        return self.seeds_up_to(self.up_to)
 
 
 class Claim(NamedTuple):
@@ -191,7 +213,7 @@ class PaperTable(_Strict):
         base: name of an experiment, or its slots inline.
         rows: label -> changes of the base by slot or dotted path; usually attacks or defences.
         columns: label -> further changes, and `over` where a column is a point in time of the same run.
-        sizes: `quick` and `full`.
+        sizes: `quick`, `reduced` and `full`, those that there are.
         printed: values to compare.
         orders: rows to compare with each other.
         bounds: limits to keep.
@@ -202,7 +224,7 @@ class PaperTable(_Strict):
     base: str | dict[str, Any]
     rows: dict[str, dict[str, Any]] = Field(min_length=1)
     columns: dict[str, dict[str, Any]] = Field(default={"": {}}, min_length=1)
-    sizes: dict[Literal["quick", "full"], Size]
+    sizes: dict[SizeName, Size]
     printed: tuple[Printed, ...] = ()
     orders: tuple[Order, ...] = ()
     bounds: tuple[Bound, ...] = ()

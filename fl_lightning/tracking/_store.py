@@ -208,6 +208,14 @@ def recorded_config(store: MlflowClient, run_id: str) -> Experiment | None:
     return None
 
 
+def recorded_environment(store: MlflowClient, run_id: str) -> dict[str, str]:
+    """What the figures of a run were made with, see `environment`; empty where it cannot be read."""
+    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError):
+        path = Path(store.download_artifacts(run_id, "environment.json", folder))
+        return {str(key): str(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {}
+
+
 def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = None) -> None:
     """Set the final status; a reason becomes a tag."""
     if reason:

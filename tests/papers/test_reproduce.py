@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     },
     "columns": {"mean": {}, "second round": {"over": 2}, "median": {"aggregator": "median"}},
     "sizes": {
-        "quick": {"seeds": [0, 1, 2], "minutes": 1},
+        "quick": {"seeds": [0, 1, 2], "minutes": 1, "up_to": 3},
         "full": {"seeds": [0, 1], "minutes": 2, "leave_out": ["quiet"]},
     },
     "printed": [{"id": "N", "metric": "global/accuracy", "strong": "low", "printed": {"loud": [0.1, None, 0.2]}}],
@@ -295,7 +295,7 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
 @pytest.mark.usefixtures("store_folder")
 def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
     table = {"title": "one", "setting": "none", "base": TINY | {"rounds": 2}, "rows": {"clean": {}}}
-    table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1}}}
+    table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1, "up_to": 2}}}
     reproduce({"own:one": PaperTable(**table)})
     store = tracking.client()
     (experiment,) = [one.experiment_id for one in store.search_experiments() if one.name != "Default"]

@@ -1,10 +1,13 @@
 """The papers' tables and figures, run again and judged."""
 
+from fl_lightning.papers._check import TOLERANCE, Check, Rerun, check
 from fl_lightning.papers._claims import (
     SIZES,
     VERDICTS,
     Bound,
     Claim,
+    Joint,
+    Limit,
     Order,
     PaperTable,
     Printed,
@@ -33,10 +36,14 @@ from fl_lightning.papers._verdicts import (
 
 __all__ = [
     "SIZES",
+    "TOLERANCE",
     "VERDICTS",
     "Bound",
+    "Check",
     "Claim",
+    "Joint",
     "Judged",
+    "Limit",
     "Order",
     "PaperTable",
     "Printed",
@@ -44,11 +51,13 @@ __all__ = [
     "Record",
     "Records",
     "Reproduction",
+    "Rerun",
     "Size",
     "SizeName",
     "TableCell",
     "TableRuns",
     "Verdict",
+    "check",
     "check_markers",
     "digest",
     "discovery_rates",

@@ -16,6 +16,8 @@ __all__ = [
     "VERDICTS",
     "Bound",
     "Claim",
+    "Joint",
+    "Limit",
     "Order",
     "PaperTable",
     "Printed",
@@ -147,6 +149,46 @@ class Bound(Reading):
         return self
 
 
+class Limit(Reading):
+    """One of several limits of a `Joint` claim.
+
+    Attributes:
+        at_least: lower limit, or None.
+        at_most: upper limit, or None.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Limit":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric}: give either at_least or at_most")
+        return self
+
+    def slack(self, value: float) -> float:
+        """How far a value keeps the limit; below 0 it does not."""
+        return value - self.at_least if self.at_least is not None else float(self.at_most or 0.0) - value
+
+
+class Joint(_Strict):
+    """Several limits that the same run keeps at once, such as success and stealth, in every column.
+
+    Attributes:
+        id: of the claim; numbered by column.
+        says: the claim in words.
+        row: a row, or `row | column`.
+        limits: all of them; a run counts by the one that it keeps least.
+        follows: why the claim follows from others, where it does.
+    """
+
+    id: str
+    says: str
+    row: str
+    limits: tuple[Limit, ...] = Field(min_length=2)
+    follows: str = ""
+
+
 class Size(_Strict):
     """How large a table is run.
 
@@ -191,7 +233,7 @@ class Claim(NamedTuple):
         printed: the paper's value, or None where it prints none.
         cells: the one or two cells that it is about.
         readings: the figure of each cell that counts.
-        rule: the `Printed`, `Order` or `Bound` that it comes from.
+        rule: the `Printed`, `Order`, `Bound` or `Joint` that it comes from.
         follows: why it follows from other claims and is not counted again; empty where it stands for itself.
     """
 
@@ -200,7 +242,7 @@ class Claim(NamedTuple):
     printed: float | None
     cells: tuple[TableCell, ...]
     readings: tuple[Reading, ...]
-    rule: Printed | Order | Bound
+    rule: Printed | Order | Bound | Joint
     follows: str = ""
 
 
@@ -217,6 +259,7 @@ class PaperTable(_Strict):
         printed: values to compare.
         orders: rows to compare with each other.
         bounds: limits to keep.
+        joints: limits to keep together.
     """
 
     title: str
@@ -228,6 +271,7 @@ class PaperTable(_Strict):
     printed: tuple[Printed, ...] = ()
     orders: tuple[Order, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    joints: tuple[Joint, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> "PaperTable":
@@ -244,6 +288,7 @@ class PaperTable(_Strict):
             *(row for size in self.sizes.values() for row in (*size.rows, *size.leave_out)),
             *(end for one in self.orders for end in (one.higher, one.lower)),
             *(one.row for one in self.bounds),
+            *(one.row for one in self.joints),
         ]:
             self._cells(name)
         return self
@@ -283,6 +328,14 @@ class PaperTable(_Strict):
                 printed = bound.limit if bound.printed else None
                 readings = self._readings(bound, cell)
                 yield Claim(name, bound.says + where, printed, (cell,), readings, bound, bound.follows)
+
+        for joint in self.joints:
+            cells = self._cells(joint.row)
+            for number, cell in enumerate(cells, 1):
+                where = f" ({cell.column})" if len(cells) > 1 else ""
+                name = f"{joint.id}.{number}" if len(cells) > 1 else joint.id
+                readings = tuple(self._readings(limit, cell)[0] for limit in joint.limits)
+                yield Claim(name, joint.says + where, None, (cell,) * len(readings), readings, joint, joint.follows)
 
     def _readings(self, reading: Reading, *cells: TableCell) -> tuple[Reading, ...]:
         windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
@@ -332,6 +385,9 @@ def measured(claim: Claim, values: Sequence[Mapping[int, float]]) -> Interval | 
         return None
     if isinstance(claim.rule, Order):
         return interval([claim.rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
+    if isinstance(claim.rule, Joint):
+        limits = claim.rule.limits
+        return interval([min(one.slack(by[seed]) for one, by in zip(limits, values, strict=True)) for seed in seeds])
     return interval([values[0][seed] for seed in seeds], bounds(claim.rule.metric))
 
 
@@ -343,6 +399,7 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
       four tolerances and more than half of v. Else it is *undecided*.
     * An order is judged by the differences seed by seed (higher - factor * lower + margin): *not reproduced* if their interval
       lies at or below 0, or below the smallest difference that matters; *confirmed* if it lies above 0; else *undecided*.
+    * Of several limits that a run must keep at once, the one that it keeps least counts, seed by seed: how far it is kept.
     * A limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
     With fewer than three seeds there is no interval, and every claim is *undecided*.
@@ -358,6 +415,8 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
         if found.high <= 0 or found.high < rule.matters:
             return "not reproduced"
         return "confirmed" if found.low > 0 else "undecided"
+    if isinstance(rule, Joint):
+        return "confirmed" if found.low >= 0 else "not reproduced" if found.high < 0 else "undecided"
     if isinstance(rule, Bound):
         low, high = (found.low, found.high) if rule.at_most is None else (-found.high, -found.low)
         limit = rule.limit if rule.at_most is None else -rule.limit
@@ -386,7 +445,7 @@ def p_value(claim: Claim, found: Interval | None) -> float:
         return math.nan
     rule = claim.rule
     below = Interval(-found.mean, found.half, n=found.n)
-    if isinstance(rule, Order):
+    if isinstance(rule, Order | Joint):
         return found.above(0.0)
     if isinstance(rule, Bound):
         return found.above(rule.limit) if rule.at_most is None else below.above(-rule.limit)

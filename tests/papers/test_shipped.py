@@ -1,0 +1,89 @@
+"""The shipped tables: they load, their cells can run, and the settings that records leave out stay what they are."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_lightning.config import Experiment
+from fl_lightning.papers import SizeName, TableCell, experiments, find_tables
+from fl_lightning.papers._records import chosen
+from fl_lightning.paths import CONFIGS
+
+SHIPPED = find_tables([])
+DEFAULTS = Path(__file__).parent / "defaults.json"
+
+
+@cache
+def cells_of(name: str, size: SizeName) -> dict[TableCell, Experiment]:
+    return experiments(SHIPPED[name], size)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_tables_load_and_their_cells_can_run(name: str):
+    table = SHIPPED[name]
+    for size in table.sizes:
+        cells = cells_of(name, size)
+        assert cells
+        # A column that replaces what a row has set would make rows equal, and only figures would tell.
+        seen: dict[str, str] = {}
+        for cell, one in cells.items():
+            assert seen.setdefault(one.fingerprint(), cell.row) == cell.row, (cell, size)
+    claims = list(table.claims())
+    assert claims
+    assert len({claim.id for claim in claims}) == len(claims)
+    text = (CONFIGS / "paper" / f"{name.replace(':', '/')}.yaml").read_text()
+    assert text.startswith("#"), "a comment says which paper"
+
+
+def used() -> dict[str, type]:
+    """Classes of all settings in the shipped tables, by `slot.name` or name."""
+    classes: dict[str, type] = {"Experiment": Experiment}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+        elif known := getattr(type(value), "__pydantic_fields__", None):
+            classes.setdefault(type(value).__name__, type(value))
+            for name in known:
+                visit(getattr(value, name))
+
+    for table_name, table in SHIPPED.items():
+        for size in table.sizes:
+            for one in cells_of(table_name, size).values():
+                visit(one)
+    return classes
+
+
+def defaults(cls: Any) -> dict[str, Any]:
+    fields = cls.__pydantic_fields__.items()
+    return {
+        name: chosen(field.get_default(call_default_factory=True)) for name, field in fields if not field.is_required()
+    }
+
+
+def test_no_default_that_a_record_leaves_out_has_changed():
+    """A digest leaves defaults out, so that a changed one would let old records stand for other experiments.
+
+    A default may change where the shipped tables say the old value themselves; then the snapshot changes with it. A new setting
+    is added to it by `python tests/papers/test_shipped.py`.
+    """
+    known = json.loads(DEFAULTS.read_text())
+    today = {name: json.loads(json.dumps(defaults(cls))) for name, cls in used().items()}
+    for name, before in known.items():
+        if name in today:
+            assert {field: today[name].get(field, "gone") for field in before} == before, name
+    assert set(today) - set(known) == set(), "run: python tests/papers/test_shipped.py"
+
+
+if __name__ == "__main__":
+    known = json.loads(DEFAULTS.read_text()) if DEFAULTS.is_file() else {}
+    for name, cls in used().items():
+        known[name] = {**json.loads(json.dumps(defaults(cls))), **known.get(name, {})}
+    DEFAULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

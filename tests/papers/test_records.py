@@ -17,6 +17,7 @@ from fl_lightning.papers import Records, TableRuns, check, digest, judge
 from fl_lightning.papers._claims import PaperTable, TableCell
 from fl_lightning.papers._records import VERSIONS, Record, chosen
 from fl_lightning.papers._reproduce import _more
+from fl_lightning.runs import one_seed
 
 TABLE: dict[str, Any] = {
     "title": "noise",
@@ -159,18 +160,11 @@ def test_seeds_are_added_until_a_claim_is_decided_or_the_cap_is_reached():
 
 def ran(experiment: Experiment) -> Record:
     """The record of a run that is made here and now."""
-    history = Federation(experiment).run().history
+    accuracies = [one["global/accuracy"] for one in Federation(experiment).run().history]
     about = tracking.environment()
-    return record(
-        digest(experiment), experiment.seed, **{"global/accuracy": [one["global/accuracy"] for one in history]}
-    ).model_copy(
-        update={
-            "device": about["device"],
-            "cpu": about["cpu"],
-            "threads": int(about["threads"]),
-            "versions": {name: about[name] for name in VERSIONS},
-        }
-    )
+    here = {name: about[name] for name in ("device", "cpu")} | {"threads": int(about["threads"])}
+    made = record(digest(experiment), experiment.seed, **{"global/accuracy": accuracies})
+    return made.model_copy(update=here | {"versions": {name: about[name] for name in VERSIONS}})
 
 
 def test_records_are_checked_by_running_them_again():

@@ -21,6 +21,7 @@ from fl_lightning.papers._claims import (
     p_value,
     verdict,
 )
+from fl_lightning.papers._page import page, paper_lines
 from fl_lightning.papers._records import Record, Records, digest
 from fl_lightning.papers._reproduce import reproduce
 from fl_lightning.papers._tables import experiments, find_tables
@@ -66,6 +67,8 @@ __all__ = [
     "judge",
     "measured",
     "p_value",
+    "page",
+    "paper_lines",
     "plain",
     "reproduce",
     "verdict",

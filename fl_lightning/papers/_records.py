@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class Record(BaseModel):
         return self.device, self.cpu, self.threads, tuple(sorted(libraries.items()))
 
 
+Known = dict[tuple[str, int], Record]
+"""The records of a table by digest and seed."""
+
+
 class Records:
     """The records of a folder; None: in memory only.
 
@@ -83,14 +87,14 @@ class Records:
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
-        self._tables: dict[str, dict[tuple[str, int], Record]] = {}
+        self._tables: dict[str, Known] = {}
         for path in sorted(folder.glob("*.jsonl")) if folder and folder.is_dir() else ():
             self._tables[path.stem] = _read(path)
 
     def __len__(self) -> int:
         return sum(map(len, self._tables.values()))
 
-    def of(self, table: str) -> dict[tuple[str, int], Record]:
+    def of(self, table: str) -> Known:
         """The records of a table by digest and seed."""
         return self._tables.get(_stem(table), {})
 
@@ -109,17 +113,23 @@ class Records:
     def add(self, table: str, records: Iterable[Record]) -> None:
         """Put records into the file of a table; figures that an older record of the same run holds besides are kept."""
         new = list(records)
-        if not new:
-            return
+        if new:
+            self._change(table, lambda before: _merged(before, new))
+
+    def drop(self, table: str, keys: Collection[tuple[str, int]]) -> None:
+        """Take records out of the file of a table."""
+        if keys:
+            self._change(table, lambda before: {key: one for key, one in before.items() if key not in keys})
+
+    def _change(self, table: str, change: Callable[[Known], Known]) -> None:
+        stem = _stem(table)
         if self.folder is None:
-            self._tables[_stem(table)] = _merged(self.of(table), new)
+            self._tables[stem] = change(self.of(table))
             return
         with in_turn(self.folder / ".lock"):
-            path = self.folder / f"{_stem(table)}.jsonl"
-            self._tables[_stem(table)] = merged = _merged(_read(path) if path.is_file() else {}, new)
-            lines = (
-                record.model_dump_json() for record in sorted(merged.values(), key=lambda one: (one.run, *one.key))
-            )
+            path = self.folder / f"{stem}.jsonl"
+            self._tables[stem] = after = change(_read(path) if path.is_file() else {})
+            lines = (record.model_dump_json() for record in sorted(after.values(), key=lambda one: (one.run, *one.key)))
             write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -128,7 +138,7 @@ def _stem(table: str) -> str:
     return Path(table).stem.replace(":", "-") if table.endswith(".yaml") else table.replace(":", "-")
 
 
-def _merged(before: Mapping[tuple[str, int], Record], new: Iterable[Record]) -> dict[tuple[str, int], Record]:
+def _merged(before: Known, new: Iterable[Record]) -> Known:
     merged = dict(before)
     for record in new:
         older = merged.get(record.key)
@@ -137,8 +147,9 @@ def _merged(before: Mapping[tuple[str, int], Record], new: Iterable[Record]) -> 
     return merged
 
 
-def _read(path: Path) -> dict[tuple[str, int], Record]:
-    records, damaged = {}, []
+def _read(path: Path) -> Known:
+    records: Known = {}
+    damaged = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             record = Record.model_validate_json(line)

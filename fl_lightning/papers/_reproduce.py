@@ -151,7 +151,7 @@ def _known(runs: TableRuns, size: SizeName, cell: TableCell, seed: Seed, records
     if found is None:
         return False
     own = records.of(runs.name).get((config, seed))
-    if own is None or not metrics <= set(own.figures):
+    if own is None or not metrics <= set(own.figures) or own.run != _words(cell):
         figures = {metric: found.figures[metric] for metric in sorted(metrics)}
         records.add(runs.name, [found.model_copy(update={"run": _words(cell), "figures": figures})])
     return True

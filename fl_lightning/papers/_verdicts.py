@@ -104,6 +104,8 @@ class TableRuns:
 
     def sizes(self, claim: Claim) -> list[SizeName]:
         """The sizes whose runs are all recorded for a claim, the largest first."""
+        if not self.records.of(self.name):
+            return []
         return [size for size in SIZES if size in self.table.sizes and self.complete(size, claim)]
 
 

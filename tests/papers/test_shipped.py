@@ -1,6 +1,7 @@
 """The shipped tables: they load, their cells can run, and the settings that records leave out stay what they are."""
 
 import json
+import runpy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 
 from fl_lightning.config import Experiment
-from fl_lightning.papers import SizeName, TableCell, experiments, find_tables
+from fl_lightning.papers import Records, SizeName, TableCell, TableRuns, experiments, find_tables, page, paper_lines
 from fl_lightning.papers._records import chosen
 from fl_lightning.paths import CONFIGS
 
 SHIPPED = find_tables([])
+ROOT = Path(__file__).parents[2]
 DEFAULTS = Path(__file__).parent / "defaults.json"
 
 
@@ -80,6 +82,28 @@ def test_no_default_that_a_record_leaves_out_has_changed():
         if name in today:
             assert {field: today[name].get(field, "gone") for field in before} == before, name
     assert set(today) - set(known) == set(), "run: python tests/papers/test_shipped.py"
+
+
+def test_page_and_readme_say_what_the_records_say():
+    """Where this fails: python docs/results.py."""
+    script = runpy.run_path(str(ROOT / "docs" / "results.py"))
+    records = Records(ROOT / "results")
+    for path, name, write in ((script["PAGE"], "verdicts", page), (script["README"], "papers", paper_lines)):
+        assert script["within"](path.read_text(), name, write(SHIPPED, records)) == path.read_text(), path.name
+
+
+def test_records_are_of_today_s_tables_and_small():
+    records = Records(ROOT / "results")
+    for name, table in SHIPPED.items():
+        if found := records.of(name):
+            runs = TableRuns(name, table, records)
+            known = {config for size in table.sizes for config, _ in runs.cells(size).values()}
+            assert {config for config, _ in found} <= known, f"{name}: python docs/results.py --prune"
+    assert sum(path.stat().st_size for path in (ROOT / "results").glob("*.jsonl")) < 20e6
+
+
+def test_every_shipped_size_has_five_seeds_at_least():
+    assert all(len(size.seeds) >= 5 for table in SHIPPED.values() for size in table.sizes.values())
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ demo: setup  ## one small experiment on bundled data: seconds
 sweep: setup  ## search the strongest attack on EXPERIMENT: minutes
 	$(BIN)/fl-lightning sweep $(EXPERIMENT) $(OVERRIDES)
 
-reproduce: setup  ## run the papers' tables again, quick size (TABLE=cmp:table-4), verdicts in docs/results.md
-	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2) --write docs/results.md
+reproduce: setup  ## run what is not recorded of the papers' tables (TABLE=cmp:table-4), verdicts in docs/results.md
+	$(BIN)/fl-lightning reproduce $(TABLE) --jobs $(or $(JOBS),2)
+	$(BIN)/python docs/results.py
 
 ui: setup  ## look at all runs in the browser (PORT; Optuna's dashboard on the next one)
 	$(BIN)/fl-lightning ui --port $(PORT)

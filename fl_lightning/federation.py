@@ -758,7 +758,8 @@ class Federation:
             if cohort.adversarial and not attacked:
                 metrics["attack/idle"] = 1.0
             if state.over or state.round + 1 == self.experiment.planned_rounds:
-                metrics |= persistence([*state.history, metrics])
+                history = [*state.history, metrics]
+                metrics |= persistence(history) | persistence(history, "benign_error")
         report = RoundReport(state.round, dict(sorted(metrics.items())), cohort)
         success = metrics.get("attack/success")
         if success is not None and success >= state.strongest.get("metrics", {}).get("attack/success", -1.0):

@@ -43,6 +43,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("FL_LIGHTNING_RUNS", "mlruns")).expanduser().resolve()
 
 
+def results_folder() -> Path:
+    """Folder of the records that published verdicts rest on: `FL_LIGHTNING_RESULTS`, by default `./results`."""
+    return Path(os.environ.get("FL_LIGHTNING_RESULTS", "results")).expanduser().resolve()
+
+
 SERVER = "MLFLOW_TRACKING_URI"
 _AT_START = os.environ.get(SERVER) if "mlflow" not in sys.modules else None
 

@@ -31,6 +31,7 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test ever writes into the user's runs, or talks to the user's tracking server."""
     folder = tmp_path / "mlruns"
     monkeypatch.setenv("FL_LIGHTNING_RUNS", str(folder))
+    monkeypatch.setenv("FL_LIGHTNING_RESULTS", str(tmp_path / "results"))
     for elsewhere in ("MLFLOW_TRACKING_URI", "FL_LIGHTNING_STUDIES", "RAY_ADDRESS"):
         monkeypatch.delenv(elsewhere, raising=False)
     return folder

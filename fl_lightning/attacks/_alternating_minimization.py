@@ -59,7 +59,7 @@ class AlternatingMinimization(Attack):
     boost: Annotated[float | None, Tunable(1, 50, log=True)] = Field(default=None, gt=0)
     alpha: Annotated[float, Tunable(0, 0.9)] = Field(default=0.0, ge=0, le=1)
     rho: Annotated[float, Tunable(1e-4, 1, log=True)] = Field(default=0.0, ge=0)
-    null_space: float = Field(default=0.0, ge=0)
+    null_space: Annotated[float, Tunable(1e-4, 0.03, log=True)] = Field(default=0.0, ge=0)
     stealth_steps: Annotated[int, Tunable(1, 10, integer=True)] = Field(default=1, ge=1)
     steps: Annotated[int | None, Tunable(1, 40, integer=True)] = Field(default=None, ge=1)
     poison_samples: int = Field(default=100, ge=1)

@@ -46,6 +46,7 @@ def fang_krum(
     squared: bool = True,
     search: Search = "halving",
     threshold: float = 1e-5,
+    start: float = 1.0,
 ) -> Deviation:
     """Lambda with full knowledge: Krum selects -lambda s among M crafted and all benign rows.
 
@@ -57,6 +58,7 @@ def fang_krum(
         squared: whether the server sums squared distances.
         search: how lambda is searched; see `search_strength`.
         threshold: smallest lambda worth trying.
+        start: the share of the theorem's bound that the search starts from.
 
     Returns:
         The deviation; the crafted updates are -lambda s.
@@ -69,9 +71,9 @@ def fang_krum(
     """
     g = geometry(benign_BD, direction_D)
     neighbours = max(1, len(benign_BD) + len(radii_M) - n_byzantine - 2)
-    start = upper_bound(g, len(radii_M), neighbours, squared=squared)
+    bound = start * upper_bound(g, len(radii_M), neighbours, squared=squared)
     strength, trials = search_strength(
-        lambda value: accepted(g, value, radii_M, neighbours, squared=squared), start, search, threshold
+        lambda value: accepted(g, value, radii_M, neighbours, squared=squared), bound, search, threshold
     )
     return Deviation(strength, strength > 0, trials, len(radii_M))
 
@@ -84,6 +86,7 @@ def fang_krum_partial(
     squared: bool = True,
     search: Search = "halving",
     threshold: float = 1e-5,
+    start: float = 1.0,
 ) -> Deviation:
     """Lambda with partial knowledge: Krum selects -lambda s among J crafted and the known honest rows.
 
@@ -97,6 +100,7 @@ def fang_krum_partial(
         squared: whether the server sums squared distances.
         search: how lambda is searched; see `search_strength`.
         threshold: smallest lambda worth trying.
+        start: the share of the theorem's bound that the search starts from.
 
     Returns:
         The deviation; the crafted updates are -lambda s.
@@ -104,10 +108,10 @@ def fang_krum_partial(
     g = geometry(honest_HD, direction_D)
     neighbours, total = max(1, len(honest_HD) - 2), 0
     for copies in range(1, len(radii_M) + 1):
-        start, radii_J = upper_bound(g, copies, neighbours, squared=squared), radii_M[:copies]
+        bound, radii_J = start * upper_bound(g, copies, neighbours, squared=squared), radii_M[:copies]
         strength, trials = search_strength(
             lambda value, radii_J=radii_J: accepted(g, value, radii_J, neighbours, squared=squared),  # type: ignore[misc]
-            start,
+            bound,
             search,
             threshold,
         )
@@ -170,6 +174,7 @@ class FangKrum(Fang):
     Attributes:
         search: `halving`, as Fang et al., or `bisection`, which comes closer to the largest lambda.
         threshold: smallest lambda worth trying.
+        start: the share of theorem 1's bound that the search starts from; below 1 lambda is smaller, or meets other values.
         epsilon: radius of the ball in which the copies lie.
         squared: whether Krum sums squared distances; None: as the server does, squared where that is not known.
         retreat: where full knowledge shows that no lambda is accepted, send the accepted point nearest the broadcast model on
@@ -181,6 +186,7 @@ class FangKrum(Fang):
 
     search: Annotated[Search, Choice(("halving", "bisection"))] = "halving"
     threshold: float = Field(default=1e-5, gt=0)
+    start: Annotated[float, Tunable(0.1, 1)] = Field(default=1.0, gt=0, le=1)
     epsilon: Annotated[float, Tunable(1e-7, 0.1, log=True)] = Field(default=1e-3, ge=0)
     squared: bool | None = None
     retreat: Annotated[bool, Choice((True, False))] = True
@@ -196,6 +202,7 @@ class FangKrum(Fang):
         offsets_MD = scatter(direction_D, view.n_malicious, self.epsilon, view.generator("copies"))
         radii_M = offsets_MD.double().norm(dim=1).cpu()
         settings: dict[str, Any] = {"squared": squared, "search": self.search, "threshold": self.threshold}
+        settings["start"] = self.start
         share = 0.0
         if self.sees_all(view):
             benign_BD = view.benign_updates

@@ -123,6 +123,7 @@ class MultiParty(Attack):
 
     Attributes:
         grid: values of lambda; N / M replaces the global model.
+        grid_factor: factor on all of them.
         start: where the attackers train from: the model that the benign updates alone would lead to, as eq. 4 asks for a delta
             that lowers the loss of the aggregated model; or the broadcast model, from which nothing counters the benign
             updates once the target is learnt, so that success comes and goes.
@@ -145,12 +146,13 @@ class MultiParty(Attack):
     knowledge: Knowledge = "partial"
     objective: Annotated[Objective, Slot("objective")] = Field(default_factory=LabelMap)
     grid: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 10)
+    grid_factor: Annotated[float, Tunable(0.25, 4, log=True)] = Field(default=1.0, gt=0)
     start: Annotated[Start, Choice(("foreseen", "global"))] = "foreseen"
     criterion: Literal["weighted", "printed"] = "weighted"
     target_weight: Annotated[float, Tunable(1, 100, log=True)] = Field(default=10.0, ge=0)
     cosine_weight: Annotated[float, Tunable(0.1, 10, log=True)] = Field(default=1.0, ge=0)
     distance: Annotated[float | None, Tunable(1, 20, log=True)] = Field(default=5.0, gt=0)
-    gamma: float | None = Field(default=None, ge=0, le=1)
+    gamma: Annotated[float | None, Tunable(0.01, 0.5, log=True)] = Field(default=None, ge=0, le=1)
     clean_at: Annotated[Literal["global", "submitted"], Choice(("global", "submitted"))] = "global"
     poison_samples: int = Field(default=1048, ge=1)
     poison_fraction: Annotated[float, Tunable(0.05, 0.6)] = Field(default=0.2, gt=0, lt=1)
@@ -164,6 +166,11 @@ class MultiParty(Attack):
             raise ValueError(f"needs at least one boost, all above 0, got {grid}")
         return tuple(sorted(set(map(float, grid))))
 
+    @property
+    def boosts(self) -> tuple[float, ...]:
+        """The values of lambda that are tried."""
+        return tuple(self.grid_factor * boost for boost in self.grid)
+
     def poison(self, view: View, state: State) -> Poisoned:
         """Train on clean and dirty samples, then choose the boosts together."""
         loot = self._loot(view)
@@ -171,14 +178,14 @@ class MultiParty(Attack):
         updates_MD = self._train(view, loot, benign_sum_D)
         seen_VD = yardstick(view)
         threshold = None if self.distance is None else self.distance * widest_distance(seen_VD)
-        reaches_MG = [distances(update_D, self.grid, seen_VD).tolist() for update_D in updates_MD]
+        reaches_MG = [distances(update_D, self.boosts, seen_VD).tolist() for update_D in updates_MD]
         choices = [
-            [b for b, r in zip(self.grid, reach_G, strict=True) if threshold is None or r <= threshold]
+            [b for b, r in zip(self.boosts, reach_G, strict=True) if threshold is None or r <= threshold]
             for reach_G in reaches_MG
         ]
         # An attacker that cannot keep the bound stays as close to it as its grid allows.
         choices = [
-            own or [self.grid[reach_G.index(min(reach_G))]] for own, reach_G in zip(choices, reaches_MG, strict=True)
+            own or [self.boosts[reach_G.index(min(reach_G))]] for own, reach_G in zip(choices, reaches_MG, strict=True)
         ]
 
         sample = view.generator("judged")
@@ -190,7 +197,7 @@ class MultiParty(Attack):
             return self._judge(view, updates_MD, torch.tensor(boosts), weights_M, benign_sum_D, clean, dirty)
 
         boosts = joint_choice(choices, lambda boosts: (judge(boosts)["excess"], judge(boosts)["objective"]))
-        reach = max(r[self.grid.index(b)] for r, b in zip(reaches_MG, boosts, strict=True))
+        reach = max(r[self.boosts.index(b)] for r, b in zip(reaches_MG, boosts, strict=True))
         metrics = {name: value for name, value in judge(boosts).items() if name != "excess"}
         metrics |= {"lambda": sum(boosts) / len(boosts), "lambda_max": max(boosts), "reach": reach}
         metrics["feasible"] = float((threshold is None or reach <= threshold) and not judge(boosts)["excess"])

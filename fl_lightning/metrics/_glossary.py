@@ -25,6 +25,9 @@ GLOSSARY: dict[str, str] = {
     "attack/idle": "1 in rounds in which the attack was due and changed nothing",
     "attack/attacking_rate": "share of the attacked rounds in which the server used a malicious row (CMP, section 5)",
     "attack/persistence": "rounds from the last attacked one until success first falls below a half (FL-WBC, section 7.1)",
+    "attack/persistence_benign_error": "the same until it first falls below the error on the clean task, as FL-WBC defines it "
+    "for several images",
+    "attack/persists_benign_error": "1 if it never does, and the above is a lower bound",
     "attack/persistence_for_good": "the same until it falls below and stays there",
     "attack/persists": "1 where success did not stay below a half while the run was watched: the two above are lower bounds then",
     "attack/<figure>": "a figure of the attack's own; its docstring says which",

@@ -1,14 +1,19 @@
 """The papers' tables and figures, run again and judged."""
 
+from fl_lightning.papers._check import TOLERANCE, Check, Rerun, check
 from fl_lightning.papers._claims import (
+    SIZES,
     VERDICTS,
     Bound,
     Claim,
+    Joint,
+    Limit,
     Order,
     PaperTable,
     Printed,
     Reading,
     Size,
+    SizeName,
     TableCell,
     Verdict,
     discovery_rates,
@@ -16,36 +21,54 @@ from fl_lightning.papers._claims import (
     p_value,
     verdict,
 )
-from fl_lightning.papers._reproduce import (
+from fl_lightning.papers._page import page, paper_lines
+from fl_lightning.papers._records import Record, Records, digest
+from fl_lightning.papers._reproduce import reproduce
+from fl_lightning.papers._tables import experiments, find_tables
+from fl_lightning.papers._verdicts import (
     Judged,
     Reproduction,
+    TableRuns,
     check_markers,
-    experiments,
-    find_tables,
+    judge,
     plain,
-    reproduce,
     write_verdicts,
 )
 
 __all__ = [
+    "SIZES",
+    "TOLERANCE",
     "VERDICTS",
     "Bound",
+    "Check",
     "Claim",
+    "Joint",
     "Judged",
+    "Limit",
     "Order",
     "PaperTable",
     "Printed",
     "Reading",
+    "Record",
+    "Records",
     "Reproduction",
+    "Rerun",
     "Size",
+    "SizeName",
     "TableCell",
+    "TableRuns",
     "Verdict",
+    "check",
     "check_markers",
+    "digest",
     "discovery_rates",
     "experiments",
     "find_tables",
+    "judge",
     "measured",
     "p_value",
+    "page",
+    "paper_lines",
     "plain",
     "reproduce",
     "verdict",

@@ -12,14 +12,18 @@ from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.registry import number_check
 
 __all__ = [
+    "SIZES",
     "VERDICTS",
     "Bound",
     "Claim",
+    "Joint",
+    "Limit",
     "Order",
     "PaperTable",
     "Printed",
     "Reading",
     "Size",
+    "SizeName",
     "TableCell",
     "Verdict",
     "discovery_rates",
@@ -30,6 +34,9 @@ __all__ = [
 
 Verdict = Literal["confirmed", "stronger", "weaker", "not reproduced", "undecided"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "stronger", "weaker", "not reproduced", "undecided")
+SizeName = Literal["full", "reduced", "quick"]
+SIZES: tuple[SizeName, ...] = ("full", "reduced", "quick")
+"""The largest first: a claim is decided from the first one whose runs are all there."""
 Window = Literal["last", "third", "half", "all"] | int | tuple[int, int]
 
 
@@ -142,22 +149,79 @@ class Bound(Reading):
         return self
 
 
+class Limit(Reading):
+    """One of several limits of a `Joint` claim.
+
+    Attributes:
+        at_least: lower limit, or None.
+        at_most: upper limit, or None.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Limit":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric}: give either at_least or at_most")
+        return self
+
+    def slack(self, value: float) -> float:
+        """How far a value keeps the limit; below 0 it does not."""
+        return value - self.at_least if self.at_least is not None else float(self.at_most or 0.0) - value
+
+
+class Joint(_Strict):
+    """Several limits that the same run keeps at once, such as success and stealth, in every column.
+
+    Attributes:
+        id: of the claim; numbered by column.
+        says: the claim in words.
+        row: a row, or `row | column`.
+        limits: all of them; a run counts by the one that it keeps least.
+        follows: why the claim follows from others, where it does.
+    """
+
+    id: str
+    says: str
+    row: str
+    limits: tuple[Limit, ...] = Field(min_length=2)
+    follows: str = ""
+
+
 class Size(_Strict):
     """How large a table is run.
 
+    `full` is the paper's samples, rounds, clients and network; what is cut makes it `reduced`, and `quick` is what two cores do
+    in minutes.
+
     Attributes:
         seeds: every cell runs with each of them.
-        minutes: measured time on two cores.
+        up_to: while a claim is undecided its cells run with two seeds more, until they have so many; the numbers after the
+            largest of `seeds`.
+        minutes: time on two cores with `seeds`.
         changes: of the base, by dotted path.
         rows: row -> further changes of this row, stronger than its own.
         leave_out: rows that this size does not run; claims about them get no verdict.
     """
 
     seeds: tuple[Seed, ...] = Field(min_length=2)
+    up_to: int = Field(default=9, ge=0, le=1000)
     minutes: float = Field(gt=0)
     changes: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+
+    def seeds_up_to(self, count: int) -> tuple[Seed, ...]:
+        """The first `count` of all seeds that may count; not fewer than `seeds`, not more than `up_to`."""
+        more = max(0, min(count, self.up_to) - len(self.seeds))
+        first = max(self.seeds) + 1
+        return (*self.seeds, *range(first, first + more))
+
+    @property
+    def every_seed(self) -> tuple[Seed, ...]:
+        """All seeds that may count."""
+        return self.seeds_up_to(self.up_to)
 
 
 class Claim(NamedTuple):
@@ -169,7 +233,7 @@ class Claim(NamedTuple):
         printed: the paper's value, or None where it prints none.
         cells: the one or two cells that it is about.
         readings: the figure of each cell that counts.
-        rule: the `Printed`, `Order` or `Bound` that it comes from.
+        rule: the `Printed`, `Order`, `Bound` or `Joint` that it comes from.
         follows: why it follows from other claims and is not counted again; empty where it stands for itself.
     """
 
@@ -178,7 +242,7 @@ class Claim(NamedTuple):
     printed: float | None
     cells: tuple[TableCell, ...]
     readings: tuple[Reading, ...]
-    rule: Printed | Order | Bound
+    rule: Printed | Order | Bound | Joint
     follows: str = ""
 
 
@@ -191,10 +255,11 @@ class PaperTable(_Strict):
         base: name of an experiment, or its slots inline.
         rows: label -> changes of the base by slot or dotted path; usually attacks or defences.
         columns: label -> further changes, and `over` where a column is a point in time of the same run.
-        sizes: `quick` and `full`.
+        sizes: `quick`, `reduced` and `full`, those that there are.
         printed: values to compare.
         orders: rows to compare with each other.
         bounds: limits to keep.
+        joints: limits to keep together.
     """
 
     title: str
@@ -202,10 +267,11 @@ class PaperTable(_Strict):
     base: str | dict[str, Any]
     rows: dict[str, dict[str, Any]] = Field(min_length=1)
     columns: dict[str, dict[str, Any]] = Field(default={"": {}}, min_length=1)
-    sizes: dict[Literal["quick", "full"], Size]
+    sizes: dict[SizeName, Size]
     printed: tuple[Printed, ...] = ()
     orders: tuple[Order, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    joints: tuple[Joint, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> "PaperTable":
@@ -222,6 +288,7 @@ class PaperTable(_Strict):
             *(row for size in self.sizes.values() for row in (*size.rows, *size.leave_out)),
             *(end for one in self.orders for end in (one.higher, one.lower)),
             *(one.row for one in self.bounds),
+            *(one.row for one in self.joints),
         ]:
             self._cells(name)
         return self
@@ -261,6 +328,14 @@ class PaperTable(_Strict):
                 printed = bound.limit if bound.printed else None
                 readings = self._readings(bound, cell)
                 yield Claim(name, bound.says + where, printed, (cell,), readings, bound, bound.follows)
+
+        for joint in self.joints:
+            cells = self._cells(joint.row)
+            for number, cell in enumerate(cells, 1):
+                where = f" ({cell.column})" if len(cells) > 1 else ""
+                name = f"{joint.id}.{number}" if len(cells) > 1 else joint.id
+                readings = tuple(self._readings(limit, cell)[0] for limit in joint.limits)
+                yield Claim(name, joint.says + where, None, (cell,) * len(readings), readings, joint, joint.follows)
 
     def _readings(self, reading: Reading, *cells: TableCell) -> tuple[Reading, ...]:
         windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
@@ -310,6 +385,9 @@ def measured(claim: Claim, values: Sequence[Mapping[int, float]]) -> Interval | 
         return None
     if isinstance(claim.rule, Order):
         return interval([claim.rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
+    if isinstance(claim.rule, Joint):
+        limits = claim.rule.limits
+        return interval([min(one.slack(by[seed]) for one, by in zip(limits, values, strict=True)) for seed in seeds])
     return interval([values[0][seed] for seed in seeds], bounds(claim.rule.metric))
 
 
@@ -321,6 +399,7 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
       four tolerances and more than half of v. Else it is *undecided*.
     * An order is judged by the differences seed by seed (higher - factor * lower + margin): *not reproduced* if their interval
       lies at or below 0, or below the smallest difference that matters; *confirmed* if it lies above 0; else *undecided*.
+    * Of several limits that a run must keep at once, the one that it keeps least counts, seed by seed: how far it is kept.
     * A limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
     With fewer than three seeds there is no interval, and every claim is *undecided*.
@@ -336,6 +415,8 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
         if found.high <= 0 or found.high < rule.matters:
             return "not reproduced"
         return "confirmed" if found.low > 0 else "undecided"
+    if isinstance(rule, Joint):
+        return "confirmed" if found.low >= 0 else "not reproduced" if found.high < 0 else "undecided"
     if isinstance(rule, Bound):
         low, high = (found.low, found.high) if rule.at_most is None else (-found.high, -found.low)
         limit = rule.limit if rule.at_most is None else -rule.limit
@@ -364,7 +445,7 @@ def p_value(claim: Claim, found: Interval | None) -> float:
         return math.nan
     rule = claim.rule
     below = Interval(-found.mean, found.half, n=found.n)
-    if isinstance(rule, Order):
+    if isinstance(rule, Order | Joint):
         return found.above(0.0)
     if isinstance(rule, Bound):
         return found.above(rule.limit) if rule.at_most is None else below.above(-rule.limit)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -58,6 +58,8 @@ def run_campaign(
     jobs: Jobs = 1,
     progress: Callable[[int, int, Cell | None], None] = lambda done, total, cell: None,
     reuse: bool = False,
+    skip: Collection[Cell] = (),
+    done: Callable[[Cell, Outcome], None] = lambda cell, outcome: None,
 ) -> Campaign:
     """Run every experiment with each of its seeds.
 
@@ -70,6 +72,8 @@ def run_campaign(
         jobs: worker processes, or `ray`.
         progress: told how many of all cells are done, and which one was last.
         reuse: take finished runs with the same fingerprint from other campaigns, too.
+        skip: cells whose figures are known from elsewhere.
+        done: told of every cell that came to an end, while others still run.
 
     Raises:
         ConfigError: no experiments, or the same campaign runs in another process.
@@ -77,6 +81,7 @@ def run_campaign(
     cells = cells_of(experiments)
     if not cells:
         raise ConfigError("a campaign needs at least one experiment")
+    cells = {cell: experiment for cell, experiment in cells.items() if cell not in skip}
     if jobs != 1:
         for cell, experiment in cells.items():
             with errors_under(cell.name):
@@ -99,6 +104,7 @@ def run_campaign(
             for cell, finished in _work(cells, known, parent, jobs):
                 if isinstance(finished, Outcome):
                     outcomes[cell] = finished
+                    done(cell, finished)
                 else:
                     failures[cell] = finished
                 progress(len(outcomes) + len(failures), len(cells), cell)

@@ -40,6 +40,17 @@ def environment() -> dict[str, str]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": device,
+        "cpu": processor(),
         "threads": str(torch.get_num_threads()),
         **{package: version(package) for package in packages},
     }
+
+
+def processor() -> str:
+    """Kind of processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -249,6 +249,14 @@ def figures_of(run: Run) -> dict[str, float]:
     return {name: value for name, value in run.data.metrics.items() if "/" in name and not name.startswith("system/")}
 
 
+def recorded_environment(store: MlflowClient, run_id: str) -> dict[str, str]:
+    """What the figures of a run were made with, see `environment`; empty where it cannot be read."""
+    text = artifact_text(store, run_id, "environment.json")
+    with suppress(ValueError, AttributeError):
+        return {} if text is None else {str(key): str(value) for key, value in json.loads(text).items()}
+    return {}
+
+
 def end_run(store: MlflowClient, run_id: str, status: str, reason: str | None = None) -> None:
     """Set the final status; a reason becomes a tag."""
     if reason:

@@ -58,6 +58,8 @@ def test_krum_golden_example():
     assert upper_bound(geometry(benign_BD, direction_D), 2, 3) == pytest.approx(4.952175, abs=1e-6)
     halving = fang_krum(benign_BD, direction_D, torch.zeros(2), 2)
     assert (halving.strength, halving.found, halving.trials) == (pytest.approx(2.476088, abs=1e-6), True, 2)
+    later = fang_krum(benign_BD, direction_D, torch.zeros(2), 2, start=0.4)  # 0.4 x 4.952, accepted at once
+    assert (later.strength, later.trials) == (pytest.approx(1.980870, abs=1e-6), 1)
     bisection = fang_krum(benign_BD, direction_D, torch.zeros(2), 2, search="bisection", threshold=1e-9)
     assert bisection.strength == pytest.approx(2.82261, abs=1e-5)
 

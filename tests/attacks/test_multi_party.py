@@ -102,6 +102,7 @@ def boosts(played) -> torch.Tensor:
 
 def test_the_boost_multiplies_the_whole_update():
     assert_close(boosts(play(MultiParty(**FIVES, grid=(3.0,), distance=None))), torch.full((3,), 3.0))
+    assert_close(boosts(play(MultiParty(**FIVES, grid=(3.0,), grid_factor=0.5, distance=None))), torch.full((3,), 1.5))
 
 
 def test_the_printed_criterion_always_takes_the_smallest_boost():

@@ -246,6 +246,23 @@ def test_persistence_that_is_not_over_is_a_marked_lower_bound():
     assert returned["attack/persists"] == 1
 
 
+def test_persistence_may_end_at_the_benign_error():
+    """FL-WBC, section 7.1, for several images. By hand: errors .3 .3 .2 .2, successes .9 .4 .3 .1 after the attack."""
+    shots = [(1, 0.9, 0.7), (0, 0.4, 0.7), (0, 0.3, 0.8), (0, 0.1, 0.8)]
+    history = [{"attack/active": a, "attack/success": s, "global/accuracy": g} for a, s, g in shots]
+    assert persistence(history)["attack/persistence"] == 1
+    found = persistence(history, "benign_error")
+    assert found == {"attack/persistence_benign_error": 3, "attack/persists_benign_error": 0}
+    assert persistence(history[:3], "benign_error") == {
+        "attack/persistence_benign_error": 3,  # watched for two rounds after the attack, and never below
+        "attack/persists_benign_error": 1,
+    }
+    # On a bad model the rule is the laxer one: half of all images read as wished is less than it errs.
+    poor = [{"attack/active": 1.0, "attack/success": 0.6, "global/accuracy": 0.3}]
+    assert persistence(poor, "benign_error")["attack/persistence_benign_error"] == 0
+    assert persistence([{"attack/active": 1.0, "attack/success": 0.6}], "benign_error") == {}
+
+
 def test_persistence_needs_an_attack_and_skips_rounds_without_evaluation():
     assert persistence(rounds((0, 0.9))) == {}
     assert persistence([{"attack/active": 1.0}]) == {}

@@ -13,9 +13,11 @@ from scipy.stats import ttest_rel
 from fl_lightning import cli, tracking
 from fl_lightning.errors import ConfigError
 from fl_lightning.metrics import Interval
-from fl_lightning.papers import Judged, Reproduction, experiments, find_tables, reproduce, write_verdicts
+from fl_lightning.papers import Judged, Records, Reproduction, experiments, find_tables, reproduce, write_verdicts
 from fl_lightning.papers._claims import (
     Bound,
+    Joint,
+    Limit,
     Order,
     PaperTable,
     Printed,
@@ -27,9 +29,8 @@ from fl_lightning.papers._claims import (
     verdict,
 )
 from fl_lightning.papers._pictures import draw_table
-from fl_lightning.paths import CONFIGS
+from fl_lightning.paths import results_folder
 
-SHIPPED = find_tables([])
 SMALL: dict[str, Any] = {
     "title": "noise",
     "setting": "none",
@@ -40,7 +41,7 @@ SMALL: dict[str, Any] = {
     },
     "columns": {"mean": {}, "second round": {"over": 2}, "median": {"aggregator": "median"}},
     "sizes": {
-        "quick": {"seeds": [0, 1, 2], "minutes": 1},
+        "quick": {"seeds": [0, 1, 2], "minutes": 1, "up_to": 3},
         "full": {"seeds": [0, 1], "minutes": 2, "leave_out": ["quiet"]},
     },
     "printed": [{"id": "N", "metric": "global/accuracy", "strong": "low", "printed": {"loud": [0.1, None, 0.2]}}],
@@ -51,8 +52,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def judge(rule: Printed | Order | Bound, *values: list[float]) -> str:
-    slot = {Printed: "printed", Order: "orders", Bound: "bounds"}[type(rule)]
+def judge(rule: Printed | Order | Bound | Joint, *values: list[float]) -> str:
+    slot = {Printed: "printed", Order: "orders", Bound: "bounds", Joint: "joints"}[type(rule)]
     table = PaperTable(**SMALL | {"printed": [], "orders": [], "bounds": []} | {slot: [rule]})
     claim = next(table.claims())
     return verdict(claim, measured(claim, [dict(enumerate(own)) for own in values]))
@@ -142,6 +143,23 @@ def test_an_order_may_allow_for_a_margin():
 )
 def test_limits(limits: dict[str, float], values: list[float], expected: str):
     assert judge(Bound(id="B", says="limit", row="loud | mean", **limits), values) == expected
+
+
+@pytest.mark.parametrize(
+    ("success", "gap", "expected"),
+    [
+        ([0.95, 0.96, 0.94], [0.02, 0.03, 0.02], "confirmed"),
+        ([0.95, 0.96, 0.94], [0.70, 0.72, 0.71], "not reproduced"),
+        ([0.08, 0.08, 0.08], [0.02, 0.03, 0.02], "not reproduced"),
+        ([0.95, 0.10, 0.95], [0.02, 0.03, 0.70], "undecided"),  # each seed keeps one of the two, but never both
+    ],
+)
+def test_limits_may_have_to_be_kept_together(success: list[float], gap: list[float], expected: str):
+    limits = (Limit(metric="attack/success", at_least=0.9), Limit(metric="stealth/accuracy_gap", at_most=0.1))
+    rule = Joint(id="J", says="both", row="loud | mean", limits=limits)
+    assert judge(rule, success, gap) == expected
+    with pytest.raises(ValueError, match="give either at_least or at_most"):
+        Limit(at_least=0.1, at_most=0.2)
 
 
 def test_no_claim_is_confirmed_by_being_imprecise():
@@ -273,7 +291,17 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     assert by_claim["own:noise", "O.2"].found.mean == pytest.approx(difference)
     assert by_claim["own:noise", "B"].verdict == "confirmed"  # no accuracy lies below 0
     assert sum(outcome.counts().values()) == 12
-    again = reproduce({"own:noise": table})
+    records = Records(results_folder())
+    assert len(records.of("own:noise")) == len(records.of("own:again")) == len(cells)
+    one = records.of("own:noise")[next(iter(records.of("own:noise")))]
+    here = tracking.environment()
+    assert (one.device, one.cpu, one.threads) == (here["device"], here["cpu"], int(here["threads"]))
+    assert one.seconds > 0
+    told: list[str] = []
+    again = reproduce({"own:noise": table}, tell=told.append)
+    assert told == ["12 runs are recorded; nothing is left to run"]
+    reproduce({"own:noise": table}, records=Records(), tell=told.append)  # nothing is recorded, but MLflow has it
+    assert told[1].startswith("0 runs are recorded; 12 are left: about")
     assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells)  # nothing is run twice
     assert [one.found for one in again.judged] == [one.found for one in outcome.judged[:6]]
     files = {file.path for file in store.list_artifacts(outcome.run_id)}
@@ -295,7 +323,7 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
 @pytest.mark.usefixtures("store_folder")
 def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
     table = {"title": "one", "setting": "none", "base": TINY | {"rounds": 2}, "rows": {"clean": {}}}
-    table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1}}}
+    table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1, "up_to": 2}}}
     reproduce({"own:one": PaperTable(**table)})
     store = tracking.client()
     (experiment,) = [one.experiment_id for one in store.search_experiments() if one.name != "Default"]
@@ -313,9 +341,9 @@ def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
     store.log_text(broken.info.run_id, "rounds: [none", "config.yaml")
     store.set_terminated(broken.info.run_id, "FINISHED")
     tracked = table | {"base": TINY | {"rounds": 2, "tracking": {"checkpoint_every": 7}}}
-    reproduce({"own:two": PaperTable(**tracked)})
+    reproduce({"own:two": PaperTable(**tracked)}, records=Records())
     assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells) + 1
-    reproduce({"own:longer": PaperTable(**table | {"base": TINY | {"rounds": 3}})})
+    reproduce({"own:longer": PaperTable(**table | {"base": TINY | {"rounds": 3}})}, records=Records())
     assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells) + 1 + 2
 
 
@@ -332,23 +360,6 @@ def test_a_size_may_change_single_rows():
     assert {one.rounds for one in found.values()} == {5}
     with pytest.raises(ValueError, match="no cell 'silent'"):
         PaperTable(**SMALL | {"sizes": {"quick": sizes["quick"] | {"rows": {"silent": {}}}}})
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_tables_load_and_their_cells_can_run(name: str):
-    table = SHIPPED[name]
-    for size in table.sizes:
-        cells = experiments(table, size)
-        assert cells
-        # A column that replaces what a row has set would make rows equal, and only figures would tell.
-        seen: dict[str, str] = {}
-        for cell, one in cells.items():
-            assert seen.setdefault(one.fingerprint(), cell.row) == cell.row, (cell, size)
-    claims = list(table.claims())
-    assert claims
-    assert len({claim.id for claim in claims}) == len(claims)
-    text = (CONFIGS / "paper" / f"{name.replace(':', '/')}.yaml").read_text()
-    assert text.startswith("#"), "a comment says which paper"
 
 
 def test_unknown_tables_are_refused():

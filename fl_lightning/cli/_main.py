@@ -223,8 +223,10 @@ def reproduce(options: argparse.Namespace) -> int:
     expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
     console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
     tables = {name: one for name, one in tables.items() if options.size in one.sizes}
-    progress = {} if options.quiet else {"progress": CampaignProgress(f"reproduce {' '.join(options.tables)}")}
-    outcome = reproduce(tables, options.size, options.jobs, options.fast, **progress)
+    progress: Callable[[int, int, Any], None] = lambda done, total, cell: None
+    if not options.quiet:
+        progress = CampaignProgress(f"reproduce {' '.join(options.tables)}")
+    outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
     table = Table("claim", "", "printed", "measured", "verdict", box=None)
     for row in outcome.rows():
         table.add_row(*row)

@@ -203,7 +203,7 @@ def reproduce(options: argparse.Namespace) -> int:
     """The papers' tables run again, and their claims judged."""
     from rich.table import Table
 
-    from fl_lightning.cli._progress import CampaignProgress
+    from fl_lightning.cli._progress import CampaignProgress, silent
     from fl_lightning.cli._tables import wide_console
     from fl_lightning.papers import check_markers, find_tables, plain, reproduce, write_verdicts
     from fl_lightning.tracking import look_closer
@@ -223,9 +223,7 @@ def reproduce(options: argparse.Namespace) -> int:
     expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
     console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
     tables = {name: one for name, one in tables.items() if options.size in one.sizes}
-    progress: Callable[[int, int, Any], None] = lambda done, total, cell: None
-    if not options.quiet:
-        progress = CampaignProgress(f"reproduce {' '.join(options.tables)}")
+    progress = silent if options.quiet else CampaignProgress(f"reproduce {' '.join(options.tables)}")
     outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
     table = Table("claim", "", "printed", "measured", "verdict", box=None)
     for row in outcome.rows():

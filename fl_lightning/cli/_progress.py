@@ -214,6 +214,10 @@ class _Confirmation:
             self.search.confirm(self.title, figures(report.metrics))
 
 
+def silent(done: int, total: int, what: object) -> None:
+    """Show nothing of a campaign."""
+
+
 class CampaignProgress:
     """Shows how many runs or searches of a campaign are done, and the time left."""
 

@@ -7,11 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fl_lightning.config import Experiment
-from fl_lightning.papers import Records, SizeName, TableCell, TableRuns, experiments, find_tables, page, paper_lines
+from fl_lightning.papers import (
+    SIZES,
+    Records,
+    SizeName,
+    TableCell,
+    TableRuns,
+    experiments,
+    find_tables,
+    page,
+    paper_lines,
+)
 from fl_lightning.papers._records import chosen
 from fl_lightning.paths import CONFIGS
+from fl_lightning.registry import flatten
 
 SHIPPED = find_tables([])
 ROOT = Path(__file__).parents[2]
@@ -82,6 +94,22 @@ def test_no_default_that_a_record_leaves_out_has_changed():
         if name in today:
             assert {field: today[name].get(field, "gone") for field in before} == before, name
     assert set(today) - set(known) == set(), "run: python tests/papers/test_shipped.py"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_table_says_where_it_is_not_as_the_paper_prints(name: str):
+    """The paper's own setting at the largest size; what differs must stand in the words of the table's `setting`."""
+    about = yaml.safe_load((Path(__file__).parent / "printed.yaml").read_text())[name]
+    size = next(size for size in SIZES if size in SHIPPED[name].sizes)
+    flat = [flatten(one.to_dict()) for one in cells_of(name, size).values()]
+    differing = set()
+    for path, printed in about["printed"].items():
+        here = {one[path] for one in flat if path in one}
+        if here != set(printed if isinstance(printed, list) else [printed]):
+            differing.add(path)
+    assert differing == set(about.get("differs", ()))
+    for words in about.get("differs", {}).values():
+        assert words in SHIPPED[name].setting
 
 
 def test_page_and_readme_say_what_the_records_say():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregate, Aggregator, Geometry, Past, RoundRefusedError, finite_rows
 from fl_lightning.attacks import Goal, Services, Untargeted, View
-from fl_lightning.clients import check_last_batches, check_loop
+from fl_lightning.clients import check_last_batches, check_loop, merging_lone
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import Defense, Judged, ServerContext, State, applied, defended
@@ -238,7 +238,7 @@ class Federation:
             torch.manual_seed(key_of(seed, "initial model"))
             network = model.network(data.shape, data.classes).to(trainer.device, trainer.dtype)
             model.check(network, data.train[:2].to(trainer.device, trainer.dtype), data.classes)
-        check_loop(experiment.client, network)
+        check_loop(experiment.client, network, experiment.trainer.accumulate)
         chosen = loss_for(model, data.task, data.classes, experiment.loss)
         flat = FlatNetwork(network, chosen, model.federate, model.buffers)
         self.bench = Bench(flat, trainer, seed)
@@ -544,6 +544,7 @@ class Federation:
             number = population + key_of(0, purpose) % 2**31
             job = Job(number, samples, torch.arange(len(samples), device=samples.y.device))
             client = experiment.client if steps is None else replace(experiment.client, steps=steps)
+            client = merging_lone(client, flat.network, [samples])
             return experiment.engine.train(
                 self.bench, LocalRound(global_D, [job], client, round, rounds=experiment.planned_rounds)
             )[0]

@@ -76,11 +76,12 @@ class JointGradient(Callback):
         with torch.enable_grad():
             objective = self._task.loss()
             if self.null_space:
-                clean: Tensor = pl_module.training_step(self._batch, 0)  # type: ignore[assignment]
+                clean = self._task.clean_loss(self._batch)
                 objective = objective + self.null_space * row_sum(clean, parameters, self._start).abs()
-            gradients = torch.autograd.grad(objective, parameters)
+            gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad.mul_(self.alpha).add_(gradient, alpha=1 - self.alpha)  # type: ignore[union-attr]
+            if parameter.grad is not None:  # of a module with several optimizers, one steps at a time
+                parameter.grad.mul_(self.alpha).add_(gradient, alpha=1 - self.alpha)
 
 
 class BoostedSteps(Callback):
@@ -108,7 +109,7 @@ class BoostedSteps(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fresh optimizer for the adversarial task."""
         self._task = AdversarialTask(pl_module, self.dirty, self.batch_size)
-        self._own = self.optimizer.build(pl_module.parameters())
+        self._own = self.optimizer.build(self._task.parameters)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The adversarial step."""
@@ -162,8 +163,8 @@ class MainThenAdversarial(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is displaced yet."""
-        self._task = AdversarialTask(pl_module, self.dirty, self.batch_size)
-        self._own = self.optimizer.build(pl_module.parameters())
+        self._task = AdversarialTask(pl_module, self.dirty, self.batch_size, len(self.benign_D))
+        self._own = self.optimizer.build(self._task.parameters)
         self._start_D = self._task.vector()
         self._adversarial_D = torch.zeros_like(self._start_D)
 
@@ -174,7 +175,8 @@ class MainThenAdversarial(Callback):
         distance = away_D.norm()
         if self.rho1 and distance > 0:
             for parameter, part in zip(self._task.parameters, self._task.split(away_D / distance), strict=True):
-                parameter.grad.add_(part, alpha=self.rho1)  # type: ignore[union-attr]
+                if parameter.grad is not None:
+                    parameter.grad.add_(part, alpha=self.rho1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,11 +1,14 @@
 """An adversarial task beside a client's local training: dirty batches, and steps of an optimizer of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from fl_lightning.callbacks._contract import client_of, trained_parameters
 from fl_lightning.data import Samples
 
 
@@ -16,6 +19,19 @@ def endless(samples: Samples, batch_size: int, generator: torch.Generator) -> It
             yield samples[rows.to(samples.y.device)]
 
 
+@contextmanager
+def _resting(module: nn.Module) -> Iterator[None]:
+    """Normalisation layers in eval mode, for the length of a with block."""
+    layers = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
 class AdversarialTask:
     """Gradients and steps on dirty batches, for one client's module.
 
@@ -23,12 +39,17 @@ class AdversarialTask:
         module: the client in training.
         dirty: samples of the task.
         batch_size: dirty samples a step.
+        entries: length of vectors that are used beside the parameters; None: there are none.
     """
 
-    def __init__(self, module: LightningModule, dirty: Samples, batch_size: int):
+    def __init__(self, module: LightningModule, dirty: Samples, batch_size: int, entries: int | None = None):
         self.module = module
-        self.parameters = list(module.parameters())
-        self.batches = endless(dirty, batch_size, module.generators[0])  # type: ignore[index, arg-type]
+        self.client = client_of(module)
+        # a module in a plain Trainer has its training step alone
+        training_step: Any = lambda batch: module.training_step(batch, 0)  # noqa: E731
+        self.batch_loss: Callable[[Any], Tensor] = getattr(self.client, "batch_loss", training_step)
+        self.parameters = trained_parameters(module, entries)
+        self.batches = endless(dirty, batch_size, self.client.generators[0])
 
     def vector(self) -> Tensor:
         """`[D]` a copy of the current parameters."""
@@ -38,7 +59,19 @@ class AdversarialTask:
         """Mean loss of the next dirty batch."""
         batch = next(self.batches)
         with torch.enable_grad():
-            loss: Tensor = self.module.training_step((batch.x, batch.y), 0)  # type: ignore[assignment]
+            try:
+                loss: Tensor = self.batch_loss((batch.x, batch.y))
+            except ValueError:  # what batch normalisation says to one sample: its running statistics will do
+                if len(batch) > 1:
+                    raise
+                with _resting(self.module):
+                    loss = self.batch_loss((batch.x, batch.y))
+        return loss
+
+    def clean_loss(self, batch: Any) -> Tensor:
+        """Mean loss of a batch of the Trainer's."""
+        parted = getattr(self.client, "parts_of", lambda batch: batch)(batch)
+        loss: Tensor = self.batch_loss(parted)
         return loss
 
     def split(self, vector_D: Tensor) -> list[Tensor]:
@@ -57,7 +90,8 @@ class AdversarialTask:
             `[D]` the displacement.
         """
         before_D = self.vector()
-        gradient_D = torch.cat([g.flatten() for g in torch.autograd.grad(self.loss(), self.parameters)])
+        gradients = torch.autograd.grad(self.loss(), self.parameters, materialize_grads=True)
+        gradient_D = torch.cat([gradient.flatten() for gradient in gradients])
         for parameter, part in zip(self.parameters, self.split(gradient_D + extra_D), strict=True):
             parameter.grad = part
         optimizer.step()

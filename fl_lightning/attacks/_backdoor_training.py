@@ -21,7 +21,7 @@ from fl_lightning.attacks._pseudo_rehearsal import Rehearsing, as_probabilities,
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.clients import Client
-from fl_lightning.data import Samples
+from fl_lightning.data import Samples, alike
 from fl_lightning.defenses import State
 from fl_lightning.registry import Slot
 
@@ -45,7 +45,7 @@ def mix(clean: Samples, dirty: Samples, fraction: float, generator: torch.Genera
     Returns:
         The samples to train on; local training shuffles them.
     """
-    if len(clean) == len(dirty) and torch.equal(clean.y, dirty.y) and torch.equal(clean.x, dirty.x):
+    if len(clean) == len(dirty) and torch.equal(clean.y, dirty.y) and alike(clean.x, dirty.x):
         return clean  # nothing could be made dirty: this attacker trains honestly
     count = max(1, round(len(clean) * fraction / (1 - fraction)))
     rounds = -(-count // len(dirty))
@@ -189,7 +189,7 @@ def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> 
 def nothing_dirty(view: View) -> int:
     """How many attackers hold nothing that the objective could make dirty, and train honestly."""
     pairs = zip(view.own_samples, view.dirty_samples, strict=True)
-    return sum(len(own) == len(bad) and torch.equal(own.y, bad.y) and torch.equal(own.x, bad.x) for own, bad in pairs)
+    return sum(len(own) == len(bad) and torch.equal(own.y, bad.y) and alike(own.x, bad.x) for own, bad in pairs)
 
 
 class BackdoorTraining(Rehearsing):

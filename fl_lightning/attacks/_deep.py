@@ -50,7 +50,7 @@ def curvature(
     from fl_lightning.callbacks.hessian import fisher_diagonal, ggn_diagonal, hutchinson_diagonal, normalised
 
     named = {name: part.detach().clone() for name, part in flat.split(theta_D).items()}
-    parameters = [named[name].requires_grad_() for name, _ in flat.network.named_parameters()]
+    parameters = [named[name].requires_grad_() for name, _ in flat.network.named_parameters() if name in named]
     singles = [samples[torch.tensor([row], device=samples.y.device)] for row in range(len(samples))]
     shares = [torch.tensor(1 / len(samples)).to(theta_D)] * len(samples)
 

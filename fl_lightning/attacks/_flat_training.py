@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fl_lightning.clients import Client, Optimizer, batch_plan
 from fl_lightning.data import Samples
@@ -12,16 +11,9 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork
 
 
-def scores(flat: FlatNetwork, theta_D: Tensor, x: Tensor) -> Tensor:
-    """`[n, K]` scores in eval mode, through which gradients flow to parameters and inputs."""
-    with flat.eval_mode():
-        out: Tensor = functional_call(flat.network, flat.split(theta_D), (x,))
-    return out
-
-
 def mean_loss(flat: FlatNetwork, theta_D: Tensor, samples: Samples) -> Tensor:
     """Mean loss of the federation, through which gradients flow to parameters and inputs."""
-    return flat.sample_loss(scores(flat, theta_D, samples.x), samples.y).mean()
+    return flat.sample_loss(flat.differentiable_scores(theta_D, samples.x), samples.y).mean()
 
 
 def batches(samples: Samples, client: Client, generator: torch.Generator) -> list[Samples]:
@@ -77,7 +69,8 @@ def head_of(flat: FlatNetwork) -> str:
         ConfigError: the model has no encoder before a linear head.
     """
     linear = [name for name, module in flat.network.named_modules() if isinstance(module, nn.Linear)]
-    owners = [name.rpartition(".")[0] for name in flat.names]
+    statistics = {name for name, _ in flat.network.named_buffers()}
+    owners = [name.rpartition(".")[0] for name in flat.names if name not in statistics]
     if not linear or owners[-1] != linear[-1] or len(set(owners)) < 2:
         raise ConfigError("needs a model whose last layer is linear, with trained layers before it")
     name: str = linear[-1]
@@ -97,7 +90,7 @@ def features(flat: FlatNetwork, theta_D: Tensor, x: Tensor) -> Tensor:
     head = flat.network.get_submodule(head_of(flat))
     handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
-        scores(flat, theta_D, x)
+        flat.differentiable_scores(theta_D, x)
     finally:
         handle.remove()
     return seen[-1].flatten(1)

@@ -20,7 +20,7 @@ from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._objectives import LabelMap, Objective, Untargeted
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.data import Dataset, Samples
+from fl_lightning.data import Dataset, Samples, alike, chosen_rows
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import Loss
@@ -126,7 +126,7 @@ class LabelFlip(Attack):
         lessons, changed = [], 0
         for client, own, dirty in zip(view.own_clients.tolist(), view.own_samples, made, strict=True):
             lessons.append(self._some(view, client, own, dirty))
-            same = len(dirty) == len(own) and torch.equal(lessons[-1].x, own.x)
+            same = len(dirty) == len(own) and alike(lessons[-1].x, own.x)
             changed += int((lessons[-1].y != own.y).sum()) if same else len(dirty)
         figures = {"flipped": changed / sum(map(len, lessons))}
         return Poisoned(self.boost * view.train(lessons), {"shifts": shifts} if shifts else {}, figures)
@@ -142,8 +142,7 @@ class LabelFlip(Attack):
         mask = chosen(len(dirty), self.share, self.flip in DRAWN, draw).to(own.y.device)
         if len(dirty) != len(own):
             return Samples.cat([own, dirty[mask]])
-        x = torch.where(mask.view(-1, *[1] * (own.x.ndim - 1)), dirty.x, own.x)
-        return Samples(x, torch.where(mask, dirty.y, own.y))
+        return Samples(chosen_rows(mask, dirty.x, own.x), torch.where(mask, dirty.y, own.y))
 
     def _relabelled(self, view: View, shifts: dict[str, int]) -> list[Samples]:
         """Own samples of each attacker with all labels flipped; `shifts` remembers what non-colluding attackers have drawn."""

@@ -11,8 +11,10 @@ from fl_lightning.attacks._backdoor_training import BackdoorTraining
 from fl_lightning.attacks._objectives import Goal, Objective, Trigger
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
-from fl_lightning.data import Samples
+from fl_lightning.data import Dataset, Named, Samples
 from fl_lightning.defenses import State
+from fl_lightning.errors import ConfigError
+from fl_lightning.models import Loss
 from fl_lightning.registry import Slot
 
 
@@ -39,6 +41,12 @@ class LearntTrigger(BackdoorTraining, ABC):
         """The wished class."""
         label: int = self.objective.label  # type: ignore[attr-defined]
         return label
+
+    def check(self, data: Dataset, loss: Loss) -> None:
+        """Images must be all that the model looks at."""
+        super().check(data, loss)
+        if isinstance(data.train.x, Named):
+            raise ConfigError(f"{self.name} draws on images alone, the data has {', '.join(data.train.x)}")
 
     def limits(self, view: View) -> tuple[Tensor, Tensor]:
         """What pixels of 0 and 1 are in the data."""

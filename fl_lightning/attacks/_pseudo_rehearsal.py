@@ -89,7 +89,7 @@ class Rehearsing(Attack):
 
     def check(self, data: Dataset, loss: Loss) -> None:
         """Rehearsal takes images and probabilities of classes."""
-        if self.rehearsal and (len(data.shape) != 3 or loss != "cross_entropy"):
+        if self.rehearsal and (not data.images or loss != "cross_entropy"):
             raise ConfigError(
                 f"warps images and needs cross_entropy, got inputs of shape {data.shape} and {loss}", "rehearsal"
             )

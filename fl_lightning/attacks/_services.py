@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregate, Aggregator, Past
 from fl_lightning.attacks._objectives import Goal, Objective
-from fl_lightning.clients import Client
+from fl_lightning.clients import Client, merging_lone
 from fl_lightning.data import Samples
 from fl_lightning.engines import Bench, Engine, Job, LocalRound
 from fl_lightning.randomness import generator
@@ -103,6 +103,7 @@ class Services:
             for client, part in zip(clients, samples, strict=True)
         ]
         start_D = self.global_D if start_D is None else start_D
+        settings = merging_lone(settings, self.bench.flat.network, samples)
         return self.engine.train(self.bench, LocalRound(start_D, jobs, settings, self.round, callbacks, self.rounds))
 
     def replay(self, updates_CD: Tensor, weights_C: Tensor | None, rule: Aggregator | None) -> Aggregate:

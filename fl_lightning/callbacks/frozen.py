@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from fl_lightning.callbacks._contract import n_stacked
+from fl_lightning.callbacks._contract import n_stacked, trained_parameters
 
 
 class Frozen(Callback):
@@ -29,12 +29,14 @@ class Frozen(Callback):
         if free_D.dtype != torch.bool or free_D.ndim != 1:
             raise ValueError(f"needs one vector of booleans, got {free_D.dtype} of shape {list(free_D.shape)}")
         self.free_D = free_D
+        self.parts: list[nn.Parameter] = []
         self.start: list[Tensor] = []
         self.free: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the start, and cut the mask into the module's parameters."""
-        self.start = [p.detach().clone() for p in pl_module.parameters()]
+        self.parts = trained_parameters(pl_module, len(self.free_D))
+        self.start = [p.detach().clone() for p in self.parts]
         rows = n_stacked(pl_module)
         entries = sum(part.numel() for part in self.start) // rows
         if entries > len(self.free_D):
@@ -51,5 +53,5 @@ class Frozen(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Put the frozen coordinates back."""
-        for part, start, free in zip(pl_module.parameters(), self.start, self.free, strict=True):
+        for part, start, free in zip(self.parts, self.start, self.free, strict=True):
             part.copy_(torch.where(free, part, start))

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fl_lightning.callbacks._contract import generators_of, n_stacked
+from fl_lightning.callbacks._contract import client_of, generators_of, n_stacked, trained_parameters
 
 Curvature = Literal["ggn", "fisher", "hutchinson"]
 CURVATURES = ("ggn", "fisher", "hutchinson")
@@ -151,12 +151,14 @@ class HessianRegularizer(Callback):
         self.h = h
         self.probes = probes
         self.curvature = curvature
+        self._parts: list[nn.Parameter] = []
         self._start: list[Tensor] = []
         self._weights: Diagonal = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the model, and forget the curvature of the fit before."""
-        self._start = [p.detach().clone() for p in pl_module.parameters()]
+        self._parts = trained_parameters(pl_module, None if self.curvature is None else len(self.curvature))
+        self._start = [p.detach().clone() for p in self._parts]
         self._weights = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -171,13 +173,13 @@ class HessianRegularizer(Callback):
         """Add the gradient of the penalty."""
         if not self.rho:
             return
-        for parameter, start, weight in zip(pl_module.parameters(), self._start, self._weights, strict=True):
+        for parameter, start, weight in zip(self._parts, self._start, self._weights, strict=True):
             if parameter.grad is not None:
                 parameter.grad.addcmul_(weight, parameter - start, value=2 * self.rho)
 
     def _given(self, module: LightningModule) -> Diagonal:
         """The given vector, cut into the shapes of one client's parameters."""
-        shapes = [p.shape if n_stacked(module) == 1 else p.shape[1:] for p in module.parameters()]
+        shapes = [p.shape if n_stacked(module) == 1 else p.shape[1:] for p in self._parts]
         vector_D = torch.as_tensor(self.curvature).to(self._start[0])
         sizes = [shape.numel() for shape in shapes]
         if len(vector_D) != sum(sizes):
@@ -190,14 +192,17 @@ class HessianRegularizer(Callback):
         module.eval()
         try:
             with torch.enable_grad():
-                return self._diagonal(module, *batch)
+                # A user's own module may take its inputs by name, or its batches as dictionaries
+                client = client_of(module)
+                parts = batch if client is module else client.parts_of(batch)
+                return self._diagonal(client, *parts)
         finally:
             for part, mode in modes.items():
                 part.training = mode
 
-    def _diagonal(self, module: LightningModule, x: Tensor, y: Tensor, weights: Tensor | None = None) -> Diagonal:
-        parameters = list(module.parameters())
-        weights = torch.full(y.shape[-1:], 1 / y.shape[-1]).to(x) if weights is None else weights
+    def _diagonal(self, module: Any, x: Any, y: Tensor, weights: Tensor | None = None) -> Diagonal:
+        parameters = self._parts
+        weights = torch.full(y.shape[-1:], 1 / y.shape[-1]).to(self._start[0]) if weights is None else weights
         regression = y.is_floating_point()
 
         def scores(rows: slice) -> Tensor:
@@ -221,7 +226,7 @@ class HessianRegularizer(Callback):
         loss = (losses(slice(None)) * weights).sum()
         return hutchinson_diagonal(loss, parameters, [self._signs(module, parameters) for _ in range(self.probes)])
 
-    def _signs(self, module: LightningModule, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _signs(self, module: Any, parameters: Sequence[Tensor]) -> list[Tensor]:
         """±1, drawn on the CPU so that every device sees the same; for stacked clients each from its own generator."""
         generators = generators_of(module)
         if n_stacked(module) == 1:

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fl_lightning.callbacks._contract import n_stacked
+from fl_lightning.callbacks._contract import n_stacked, trained_parameters
 
 
 class ProximalPull(Callback):
@@ -38,11 +38,13 @@ class ProximalPull(Callback):
         self.rho = rho
         self.squared = squared
         self.offset = offset
+        self.parts: list[nn.Parameter] = []
         self.reference: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the reference."""
-        self.reference = [p.detach().clone() for p in pl_module.parameters()]
+        self.parts = trained_parameters(pl_module, None if self.offset is None else len(self.offset))
+        self.reference = [p.detach().clone() for p in self.parts]
         if self.offset is not None:
             start = 0
             rows = n_stacked(pl_module)
@@ -55,7 +57,7 @@ class ProximalPull(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the pull to the gradients."""
         rows = n_stacked(pl_module)
-        pairs = zip(pl_module.parameters(), self.reference, strict=True)
+        pairs = zip(self.parts, self.reference, strict=True)
         moving = [(p, p - reference) for p, reference in pairs if p.grad is not None]
         parameters, away = [p for p, _ in moving], [distance for _, distance in moving]
         if not self.squared:

@@ -12,12 +12,13 @@ from fl_lightning.clients._settings import (
     batch_plan,
     check_last_batches,
     check_loop,
+    merging_lone,
 )
 
 if TYPE_CHECKING:
     from fl_lightning.clients._dense_stack import DenseStack
     from fl_lightning.clients._lock_step import ClientCohort, CohortBatch, LockStep, loops_over_clients
-    from fl_lightning.clients._module import ClientModule, LocalTraining
+    from fl_lightning.clients._module import ClientModule, LocalTraining, UserClient
 
 _MODULES = {
     "ClientCohort": "_lock_step",
@@ -26,6 +27,7 @@ _MODULES = {
     "DenseStack": "_dense_stack",
     "LocalTraining": "_module",
     "LockStep": "_lock_step",
+    "UserClient": "_module",
     "loops_over_clients": "_lock_step",
 }
 """What trains, and where it lives: loaded when first used, with Lightning, which takes seconds."""
@@ -54,9 +56,11 @@ __all__ = [
     "Optimizer",
     "Scheduler",
     "Sgd",
+    "UserClient",
     "Warmup",
     "batch_plan",
     "check_last_batches",
     "check_loop",
     "loops_over_clients",
+    "merging_lone",
 ]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_lightning.clients._optimizers import Optimizer
 from fl_lightning.data import Inputs
-from fl_lightning.models import FlatNetwork, draw_masks
+from fl_lightning.models import FlatNetwork, UserModule, draw_masks
 
 
 class LocalTraining(LightningModule, ABC):
@@ -75,6 +75,33 @@ class LocalTraining(LightningModule, ABC):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The local optimizer over all parameters."""
         return self.optimizer_config.build(self.parameters())
+
+
+class UserClient(NamedTuple):
+    """What callbacks that do more than look on need beside a user's own module; its attribute `fl_client` during a fit.
+
+    Attributes:
+        network: the module as the server sees it.
+        loss: of the federation, a sample's.
+        generators: the client's own random numbers in this round, as one list.
+    """
+
+    network: UserModule
+    loss: Callable[[Tensor, Tensor], Tensor]
+    generators: list[torch.Generator]
+
+    def __call__(self, x: Inputs) -> Tensor:
+        """`[B, K]` scores."""
+        scores: Tensor = self.network(x)
+        return scores
+
+    def batch_loss(self, batch: tuple[Inputs, Tensor]) -> Tensor:
+        """Mean loss of a batch of inputs and targets, by `forward` and the federation's loss."""
+        return self.loss(self(batch[0]), batch[1]).mean()
+
+    def parts_of(self, batch: Any) -> tuple[Inputs, Tensor]:
+        """Inputs and targets of a batch as the module's training step gets it."""
+        return self.network.parts_of(batch)
 
 
 class ClientModule(LocalTraining):

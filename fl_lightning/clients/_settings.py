@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -170,7 +170,7 @@ def batches(order: Tensor, client: Client) -> list[Tensor]:
     return [*parts[:-2], torch.cat(parts[-2:])]
 
 
-def check_loop(client: Client, network: nn.Module) -> None:
+def check_loop(client: Client, network: nn.Module, accumulate: int = 1) -> None:
     """Refuse a loop that would ignore a module's own training, and one that needs such a module where there is none.
 
     Raises:
@@ -186,6 +186,11 @@ def check_loop(client: Client, network: nn.Module) -> None:
         )
     if client.loop == "module" and client.scheduler is not None:
         raise ConfigError("a module that trains itself brings its own schedulers", "client.scheduler")
+    if module is not None and accumulate > 1 and not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} steps by itself (manual optimization), so that it accumulates by itself, got {accumulate}",
+            "trainer.accumulate",
+        )
     if module is None and client.loop == "module":
         raise ConfigError("needs model: {name: lightning, module: ...}; this model has no training step", "client.loop")
 
@@ -202,18 +207,47 @@ def check_last_batches(network: nn.Module, samples: Samples, sizes: list[int], c
     Raises:
         ConfigError: a client has such a batch.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    if not _normalises(network):
         return
-    alone = next(
-        (who for who, n in enumerate(sizes) if any(len(b) == 1 for b in batches(torch.arange(n), client))), None
-    )
-    if alone is None:
-        return
+    alone = next((who for who, n in enumerate(sizes) if _has_lone(n, client)), None)
+    reason = None if alone is None else _refuses_one(network, samples)
+    if reason is not None:
+        raise ConfigError(
+            f"client {alone} has {sizes[alone or 0]} samples, so a batch of one, which batch normalisation cannot "
+            f"take ({reason}): set drop or merge"
+        )
+
+
+def merging_lone(client: Client, network: nn.Module, parts: Sequence[Samples]) -> Client:
+    """The client's settings for samples whose number nobody could foresee, such as an attacker's dirty ones.
+
+    Where a last batch of one sample is left that batch normalisation cannot take, last batches go into those before them.
+
+    Args:
+        client: how clients train.
+        network: the architecture; left as it is.
+        parts: what each is trained on.
+    """
+    if not _normalises(network) or not any(_has_lone(len(part), client) for part in parts):
+        return client
+    if _refuses_one(network, parts[0]) is None:
+        return client
+    return replace(client, last_batch="merge")
+
+
+def _normalises(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def _has_lone(n: int, client: Client) -> bool:
+    return any(len(batch) == 1 for batch in batches(torch.arange(n), client))
+
+
+def _refuses_one(network: nn.Module, samples: Samples) -> str | None:
+    """What a network in training says to a single sample; None where it takes it."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             copy.deepcopy(network).train()(samples[:1].x)
     except ValueError as error:
-        raise ConfigError(
-            f"client {alone} has {sizes[alone]} samples, so a batch of one, which batch normalisation cannot take ({error}): "
-            "set drop or merge"
-        ) from None
+        return str(error)
+    return None

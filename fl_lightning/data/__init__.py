@@ -2,7 +2,23 @@
 
 from fl_lightning.data._cifar10 import Cifar10
 from fl_lightning.data._data_module import Datamodule
-from fl_lightning.data._dataset import Data, Dataset, Inputs, Samples, Task, gathered, joined, moved, pieces, take
+from fl_lightning.data._dataset import (
+    Data,
+    Dataset,
+    Inputs,
+    Named,
+    Samples,
+    Task,
+    alike,
+    chosen_rows,
+    differing,
+    gathered,
+    joined,
+    moved,
+    pieces,
+    random_inputs,
+    take,
+)
 from fl_lightning.data._digits import Digits
 from fl_lightning.data._fashion_mnist import FashionMnist
 from fl_lightning.data._femnist import Femnist
@@ -52,15 +68,20 @@ __all__ = [
     "Inputs",
     "Mnist",
     "MnistParity",
+    "Named",
     "Samples",
     "Status",
     "Task",
+    "alike",
+    "chosen_rows",
+    "differing",
     "gathered",
     "get",
     "joined",
     "locate",
     "moved",
     "pieces",
+    "random_inputs",
     "status",
     "take",
 ]

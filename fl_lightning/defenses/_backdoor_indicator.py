@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator
-from fl_lightning.data import Samples
+from fl_lightning.data import Samples, random_inputs
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered, trained_slice
@@ -72,10 +72,9 @@ class BackdoorIndicator(Defense):
         if context.rounds is not None and self.start >= context.rounds:
             raise ConfigError(f"must be less than rounds = {context.rounds}, got {self.start}", "start")
         classes, random = context.layout.classifier.shape[0], context.generator(self.name)
-        low, high = float(known.x.min()), float(known.x.max())
-        inputs = low + (high - low) * torch.rand((self.samples, *known.x.shape[1:]), generator=random)
+        inputs = random_inputs(known.x, self.samples, random, spread=True)
         labels = (torch.randperm(self.samples, generator=random) % classes).to(known.y)
-        return Samples(inputs.to(known.x), labels)
+        return Samples(inputs, labels)
 
     def broadcast(self, global_D: Tensor, context: ServerContext, state: State) -> tuple[Tensor, State]:
         """The model after steps on the watermark; running statistics stay those of the model before."""

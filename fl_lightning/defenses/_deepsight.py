@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, Geometry
+from fl_lightning.data import random_inputs
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._clusters import TOO_FEW, hdbscan
 from fl_lightning.defenses._rejection import need_validation
@@ -134,7 +135,7 @@ class Deepsight(Defense):
         labels = label_energies(weights_CKH, None if bias is None else updates_CD[:, bias])
         random, ddif_SCK = context.generator(self.name), []
         for _ in range(self.seeds):
-            noise = torch.rand((self.inputs, *samples.x.shape[1:]), generator=random).to(samples.x)
+            noise = random_inputs(samples.x, self.inputs, random)
             scores = [context.predict(context.global_D + row_D, noise) for row_D in updates_CD]
             ddif_SCK.append(division_differences(scores, context.predict(context.global_D, noise)).nan_to_num(nan=1e12))
         angles_CC = Geometry(updates_CD[:, weight if bias is None else bias]).cosine_distances

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fl_lightning.clients import Client
-from fl_lightning.data import Samples
+from fl_lightning.data import Inputs, Named, Samples
 from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
 from fl_lightning.engines._trainer import Reports, SharedTrainer
 from fl_lightning.engines._vectorized import Vectorized
@@ -78,15 +78,19 @@ class Ray(Engine):
         orders = _Orders(_numpy(start_D), local.client, local.round, _packed(local.callbacks()), local.rounds)
         shards = evenly([1 if local.client.steps else len(job.rows) for job in jobs], crew.size)
         reports: dict[int, Reports] = {}
+        logged: dict[int, dict[str, float]] = {}
 
         def take(number: int, answer: "_Answer") -> None:
             updates_CD[shards[number]] = torch.tensor(answer.updates_CD).to(updates_CD)
             reports[number] = answer.reports
+            if len(answer.logged) == len(shards[number]):  # one by one, as modules that train themselves are
+                logged.update(zip(shards[number], answer.logged, strict=True))
             bench.trainer.watch(len(shards[number]))
 
         crew.train(bench, orders, [[jobs[i] for i in shard] for shard in shards], take)
         for number in sorted(reports):
             bench.trainer.reports.extend(reports[number])
+        bench.trainer.logged.extend(logged[position] for position in sorted(logged))
         return updates_CD
 
 
@@ -131,6 +135,7 @@ class _Answer(NamedTuple):
 
     updates_CD: "np.ndarray[Any, Any]"
     reports: Reports
+    logged: list[dict[str, float]]
 
 
 class _LostError(Exception):
@@ -162,18 +167,22 @@ class _Worker:
         def here(array: "np.ndarray[Any, Any]") -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        bases = [Samples(here(x), here(y)) for x, y in self.get(shard.samples)]
+        def inputs(arrays: Any) -> Inputs:
+            return {name: here(part) for name, part in arrays.items()} if isinstance(arrays, dict) else here(arrays)
+
+        bases = [Samples(inputs(x), here(y)) for x, y in self.get(shard.samples)]
         jobs = [
             Job(client, bases[base], here(rows))
             for client, base, rows in zip(shard.clients, shard.bases, shard.rows, strict=True)
         ]
         watching: list[Callback] = _unpacked(orders.callbacks)
         bench.trainer.reports.clear()
+        bench.trainer.logged.clear()
         local = LocalRound(
             here(orders.start_D), jobs, orders.client, orders.round, lambda: deepcopy(watching), orders.rounds
         )
         updates_CD = self.engine.train(bench, local)
-        return _Answer(_numpy(updates_CD), list(bench.trainer.reports))
+        return _Answer(_numpy(updates_CD), list(bench.trainer.reports), list(bench.trainer.logged))
 
     def _bench(self, reference: Any) -> Bench:
         if self.bench is None or self.bench[0] != reference:
@@ -230,7 +239,7 @@ class _Crew:
         place = {key: position for position, key in enumerate(bases)}
         return _Shard(
             reference,
-            [self._stored(base, lambda base=base: (_numpy(base.x), _numpy(base.y))) for base in bases.values()],  # type: ignore[misc]
+            [self._stored(base, lambda base=base: (_arrays(base.x), _numpy(base.y))) for base in bases.values()],  # type: ignore[misc]
             [job.client for job in jobs],
             [place[id(job.samples)] for job in jobs],
             [_numpy(job.rows) for job in jobs],
@@ -343,6 +352,11 @@ def _say(what: str, error: Exception) -> None:
 def _numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
     """An array: what the object store hands out without a copy."""
     return tensor.detach().cpu().numpy()
+
+
+def _arrays(x: Inputs) -> Any:
+    """One array, or several by name in a plain dictionary."""
+    return {name: _numpy(part) for name, part in x.items()} if isinstance(x, Named) else _numpy(x)
 
 
 def _packed(value: Any) -> bytes:

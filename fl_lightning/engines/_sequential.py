@@ -97,4 +97,9 @@ def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:
     plan = bench.plan(job, local.client, local.round)
     one_epoch = batch_plan(len(job.rows), replace(local.client, epochs=1, steps=None), torch.Generator())
     steps = Steps(job.samples, plan, len(one_epoch), network.batch_of)
-    bench.trainer.fit(network.module, steps, local.callbacks(), epochs=steps.epochs)
+    module: Any = network.module
+    module.fl_client = clients.UserClient(network, bench.flat.sample_loss, [bench.generator(job, local.round)])
+    try:
+        bench.trainer.fit(module, steps, local.callbacks(), epochs=steps.epochs)
+    finally:
+        del module.fl_client

@@ -173,21 +173,27 @@ class FlatNetwork:
 
     def gradient(self, theta_D: Tensor, samples: Samples) -> Tensor:
         """`[D]` gradient of the mean loss over all samples, in eval mode."""
-        theta_D = theta_D.detach().requires_grad_()
-        total_D = torch.zeros_like(theta_D)
+        total_D, theta_D = torch.zeros_like(theta_D), theta_D.detach().requires_grad_()
         with self.eval_mode(), torch.enable_grad():
             for x, y in zip(pieces(samples.x, CHUNK), torch.split(samples.y, CHUNK), strict=True):
-                loss = self.sample_loss(functional_call(self.network, self.split(theta_D), (x,)), y).sum() / len(
-                    samples
-                )
+                loss = self.sample_loss(self.differentiable_scores(theta_D, x), y).sum() / len(samples)
                 total_D += torch.autograd.grad(loss, theta_D)[0]
         return total_D
+
+    def differentiable_scores(self, theta_D: Tensor, x: Inputs) -> Tensor:
+        """`[n, K]` scores in eval mode, through which gradients flow to parameters and inputs, but to no running statistics."""
+        statistics = {name for name, _ in self.network.named_buffers()}
+        named = self.split(theta_D)
+        parameters = {name: part.detach() if name in statistics else part for name, part in named.items()}
+        with self.eval_mode():
+            scores: Tensor = functional_call(self.network, parameters, (x,))
+        return scores
 
     def hessian_product(self, theta_D: Tensor, samples: Samples, vector_D: Tensor) -> tuple[Tensor, Tensor]:
         """`[D]` gradient and `[D]` Hessian times a vector of the mean loss, in eval mode; without the Hessian itself."""
         theta_D = theta_D.detach().requires_grad_()
         with self.eval_mode(), torch.enable_grad():
-            loss = self.sample_loss(functional_call(self.network, self.split(theta_D), (samples.x,)), samples.y).mean()
+            loss = self.sample_loss(self.differentiable_scores(theta_D, samples.x), samples.y).mean()
             (gradient_D,) = torch.autograd.grad(loss, theta_D, create_graph=True)
             if not gradient_D.requires_grad:  # a loss that is linear in the parameters
                 return gradient_D, torch.zeros_like(gradient_D)

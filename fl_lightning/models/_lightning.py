@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from fl_lightning.data import Inputs, Samples
+from fl_lightning.data import Inputs, Named, Samples
 from fl_lightning.errors import ConfigError
 from fl_lightning.models._base import Model
 from fl_lightning.registry import import_class
@@ -39,7 +39,7 @@ class UserModule(nn.Module):
         """`[B, K]` scores: what `scores(...)` of the module gives where it has such a method, else its `forward`."""
         scores = getattr(self.module, "scores", self.module)
         if self.inputs is None:
-            out: Tensor = scores(x)
+            out: Tensor = scores(dict(x) if isinstance(x, Named) else x)
         else:
             named = x if isinstance(x, Mapping) else dict.fromkeys(self.inputs.values(), x)
             out = scores(**{argument: named[name] for argument, name in self.inputs.items()})
@@ -48,8 +48,16 @@ class UserModule(nn.Module):
     def batch_of(self, x: Inputs, y: Tensor) -> Any:
         """What the module's `training_step` gets."""
         if self.batch == "tuple":
-            return x, y
+            return dict(x) if isinstance(x, Mapping) else x, y
         return {**(x if isinstance(x, Mapping) else {"x": x}), self.target: y}
+
+    def parts_of(self, batch: Any) -> tuple[Inputs, Tensor]:
+        """Inputs and targets of what `batch_of` has made."""
+        if self.batch == "tuple":
+            x, y = batch
+            return Named(x) if isinstance(x, Mapping) else x, y
+        rest = {name: part for name, part in batch.items() if name != self.target}
+        return rest["x"] if list(rest) == ["x"] else Named(rest), batch[self.target]
 
 
 class Lightning(Model):

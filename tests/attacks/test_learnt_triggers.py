@@ -5,7 +5,7 @@ import torch
 
 from fl_lightning.attacks import A3fl, Chameleon, Iba, Trigger, adapt, contrastive_loss, feedback
 from fl_lightning.attacks._a3fl import place
-from fl_lightning.attacks._flat_training import descend, features, head_coordinates, mean_loss, scores
+from fl_lightning.attacks._flat_training import descend, features, head_coordinates, mean_loss
 from fl_lightning.attacks._iba import Generator, generator_of, perturbed
 from fl_lightning.attacks._three_dfed_adapt import masks
 from fl_lightning.clients import Adam, Sgd
@@ -144,7 +144,7 @@ def test_the_encoder_and_the_head_move_in_their_own_stage():
         )
         assert torch.equal(moved_D[~head_D], start_D[~head_D])
         assert torch.equal(features(flat, moved_D, part.x), seen)
-        assert not torch.equal(scores(flat, moved_D, part.x), scores(flat, start_D, part.x))
+        assert not torch.equal(flat.scores(moved_D, part.x), flat.scores(start_D, part.x))
 
 
 def test_plain_descent_is_what_the_engine_does():

@@ -1,15 +1,16 @@
 """Inputs that carry a trigger taken for a wished class."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.attacks._objectives._base import Goal, Kind, Objective
-from fl_lightning.attacks._patterns import Stamps
-from fl_lightning.data import Dataset, Samples
+from fl_lightning.attacks._patterns import Stamp, Stamps
+from fl_lightning.data import Dataset, Inputs, Named, Samples, differing
 from fl_lightning.errors import ConfigError
 
 Mode = Literal["all_to_one", "all_to_all", "one_to_one", "clean_label"]
@@ -27,6 +28,8 @@ class Backdoor(Objective, ABC):
             are stamped and counted. `clean_label`: attackers stamp their own samples of class `label` and keep all labels.
             An attacker without samples of the class that it needs trains honestly (counted in `attack/honest`).
         source: the class to be mistaken in the mode `one_to_one`.
+        input: where a model takes several inputs by name, the one that is stamped; None: the usual one of the trigger (`tokens`,
+            `features`, `image`), or all of them, by name, for a trigger of your own.
 
     Example:
         >>> class LastPixel(Backdoor):
@@ -38,10 +41,17 @@ class Backdoor(Objective, ABC):
     """
 
     kind: ClassVar[Kind] = "backdoor"
+    usual_input: ClassVar[str | None] = None
+    """The name of the input that the trigger is made for."""
 
     label: int = Field(default=0, ge=0)
     mode: Mode = "all_to_one"
     source: int | None = Field(default=None, ge=0)
+    input: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without `input` where none is named, as configurations were before one could be."""
+        return {key: value for key, value in super().to_dict().items() if (key, value) != ("input", None)}
 
     @model_validator(mode="after")
     def _source_where_it_counts(self) -> "Backdoor":
@@ -63,6 +73,32 @@ class Backdoor(Objective, ABC):
         """
         return Stamps(self.stamp)
 
+    def placed(self, x: Named, name: str, stamp: Stamp) -> Named:
+        """Inputs by name, of which one is stamped."""
+        return Named({**x, name: stamp(x[name])})
+
+    def stamps_on(self, data: Dataset, generator: torch.Generator) -> Stamps:
+        """The trigger on the input that carries it.
+
+        Raises:
+            ConfigError: there is no such input, or the trigger does not fit it.
+        """
+        x = data.train.x
+        if not isinstance(x, Named):
+            if self.input is not None:
+                raise ConfigError(
+                    f"names one of several inputs, the data has a single one, got {self.input!r}", "input"
+                )
+            return self.stamps(data, generator)
+        name = self.input or self.usual_input
+        if name is None:  # a trigger of the user's own sees them all
+            return self.stamps(data, generator)
+        if name not in x:
+            raise ConfigError(f"{self.name} is stamped on the input {name!r}, the data has {', '.join(x)}", "input")
+        train, test = (replace(part, x=part.x[name]) for part in (data.train, data.test))
+        drawn = self.stamps(replace(data, train=train, test=test, validation=None), generator)
+        return drawn.on(lambda stamp: lambda x: self.placed(x, name, stamp))
+
     def wished(self, y: Tensor, classes: int) -> Tensor:
         """`[n]` what inputs of classes `y` shall be taken for once they are stamped."""
         return (y + 1) % classes if self.mode == "all_to_all" else torch.full_like(y, self.label)
@@ -74,7 +110,7 @@ class Backdoor(Objective, ABC):
         for field, value in (("label", self.label), ("source", self.source)):
             if value is not None and value >= data.classes:
                 raise ConfigError(f"must be a class of 0..{data.classes - 1}, got {value}", field)
-        stamps = self.stamps(data, generator)
+        stamps = self.stamps_on(data, generator)
         y = data.test.y
         rows = torch.arange(len(y), device=y.device)
         if self.mode != "all_to_all":
@@ -84,13 +120,13 @@ class Backdoor(Objective, ABC):
         self._require_visible(plain, stamped)
         return Goal(data.test, Samples(stamped, self.wished(truth, data.classes)), truth, stamps=stamps, counted=rows)
 
-    def _require_visible(self, plain: Tensor, stamped: Tensor) -> None:
+    def _require_visible(self, plain: Inputs, stamped: Inputs) -> None:
         """Refuse a trigger that is not there: success would then be counted on clean inputs."""
         if not len(plain):
             raise ConfigError(
                 f"no test input can be stamped: the test set has no samples of class {self.source}", "source"
             )
-        changed = float((plain != stamped).flatten(1).any(1).double().mean())
+        changed = float(differing(plain, stamped).double().mean())
         if changed < LEAST_CHANGED:
             raise ConfigError(
                 f"changes {changed:.0%} of the test inputs, less than half: it is no trigger on this data"

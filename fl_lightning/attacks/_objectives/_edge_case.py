@@ -19,7 +19,7 @@ from fl_lightning.attacks._objectives._held_out import picked_goal, require_clas
 from fl_lightning.attacks._patterns._base import Canvas
 from fl_lightning.attacks._patterns._files import read_image
 from fl_lightning.attacks._tunable import Tunable
-from fl_lightning.data import Dataset, Samples
+from fl_lightning.data import Dataset, Named, Samples
 from fl_lightning.errors import ConfigError
 
 COMPONENTS = 50
@@ -34,6 +34,8 @@ def densities(data: Dataset, source: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two vectors, in the order of the samples of the class.
     """
+    if isinstance(data.train.x, Named):
+        raise ConfigError(f"edge_case needs one input, the data has {', '.join(data.train.x)}")
     from sklearn.covariance import LedoitWolf
     from sklearn.decomposition import PCA
 
@@ -109,7 +111,7 @@ class EdgeCase(Objective):
         return picked_goal(data, train, test, self.label, withheld=train[order[kept:]].sort().values)
 
     def _of_folder(self, data: Dataset, folder: Path) -> Goal:
-        if len(data.shape) != 3:
+        if not data.images:
             raise ConfigError(f"pictures need data of images, got inputs of shape {data.shape}", "folder")
         canvas = Canvas.of_data(data)
         parts = []

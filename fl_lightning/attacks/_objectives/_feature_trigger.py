@@ -1,5 +1,6 @@
 """Given values of some features as a trigger."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,8 @@ class FeatureTrigger(Backdoor):
 
     name: ClassVar[str] = "feature_trigger"
 
+    usual_input: ClassVar[str | None] = "features"
+
     values: dict[int, float] = Field(min_length=1)
 
     def stamp(self, x: Tensor) -> Tensor:
@@ -40,10 +43,11 @@ class FeatureTrigger(Backdoor):
         return Stamps(self.stamp)
 
 
-def require_columns(data: Dataset, columns: dict[int, float] | dict[int, tuple[float, float]], field: str) -> None:
-    """Raise a ConfigError unless inputs are rows of a table that has the columns."""
-    if len(data.shape) != 1:
-        raise ConfigError(f"needs rows of a table, got inputs of shape {data.shape}", field)
+def require_columns(data: Dataset, columns: Iterable[int], field: str) -> None:
+    """Raise a ConfigError unless inputs, or those called `features`, are rows of a table that has the columns."""
+    shape = data.shape.get("features", data.shape) if isinstance(data.shape, dict) else data.shape
+    if not isinstance(shape, tuple) or len(shape) != 1:
+        raise ConfigError(f"needs rows of a table, got inputs of shape {shape}", field)
     for column in columns:
-        if not 0 <= column < data.shape[0]:
-            raise ConfigError(f"needs columns of 0..{data.shape[0] - 1}, got {column}", field)
+        if not 0 <= column < shape[0]:
+            raise ConfigError(f"needs columns of 0..{shape[0] - 1}, got {column}", field)

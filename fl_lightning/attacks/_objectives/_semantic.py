@@ -100,7 +100,7 @@ class Semantic(Objective):
     def goal(self, data: Dataset, generator: torch.Generator) -> Goal:
         """The selected test images, and noisy copies of the selected training images."""
         require_class(data, self.name, source=self.source, label=self.label)
-        if len(data.shape) != 3:
+        if not data.images:
             raise ConfigError(f"semantic needs images, got inputs of shape {data.shape}")
         canvas = Canvas.of_data(data)
         train, test = self._listed(data) if self.indices else self._tails(data, canvas)

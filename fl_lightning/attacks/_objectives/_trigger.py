@@ -32,6 +32,8 @@ class Trigger(Backdoor):
     name: ClassVar[str] = "trigger"
     cites: ClassVar[tuple[str, ...]] = ("gu2017badnets",)
 
+    usual_input: ClassVar[str | None] = "image"
+
     size: int = Field(default=3, ge=1)
     offset: int = Field(default=1, ge=0)
     pattern: Annotated[Pattern, Slot("pattern")] | None = None
@@ -52,11 +54,12 @@ class Trigger(Backdoor):
 
     def stamp(self, x: Tensor) -> Tensor:
         """`[n, ch, h, w]` copies of the images with the trigger, as if they were the whole data set (`stamps` knows better)."""
-        return self.drawn.stamps(Canvas.of(x, _unit(x)), torch.Generator().manual_seed(0)).whole(x)
+        stamped: Tensor = self.drawn.stamps(Canvas.of(x, _unit(x)), torch.Generator().manual_seed(0)).whole(x)
+        return stamped
 
     def stamps(self, data: Dataset, generator: torch.Generator) -> Stamps:
         """The pattern on images like those of the data set."""
-        if len(data.shape) != 3:
+        if not data.images:
             raise ConfigError(f"trigger needs labelled images, got inputs of shape {data.shape}")
         try:
             canvas = Canvas.of_data(data)

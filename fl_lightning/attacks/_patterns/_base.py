@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fl_lightning.data import Dataset
+from fl_lightning.data import Dataset, Inputs, joined
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import Component
 
-Stamp = Callable[[Tensor], Tensor]
+Stamp = Callable[[Inputs], Inputs]
 """`[n, ...]` inputs to copies of them that carry a trigger."""
 
 NEARLY_WHITE = 0.75
@@ -96,15 +96,19 @@ class Stamps:
         """What the attacker of a rank trains with where the parts are shared out: its part for the whole."""
         return replace(self, whole=self.parts[rank % len(self.parts)])
 
-    def covered(self, x: Tensor) -> Tensor:
+    def covered(self, x: Inputs) -> Inputs:
         """`[cover_ratio * n, ...]` copies with distorted triggers; the i-th copy carries distortion i modulo their number."""
-        copies = x.repeat(self.cover_ratio, *[1] * (x.ndim - 1))
+        copies = torch.arange(len(x)).repeat(self.cover_ratio)
         if not self.covers or not len(copies):
-            return copies[:0]
-        stamped = copies.clone()
-        for number, stamp in enumerate(self.covers):
-            stamped[number :: len(self.covers)] = stamp(copies[number :: len(self.covers)])
-        return stamped
+            return x[copies[:0]]
+        stride = len(self.covers)
+        stamped = joined([stamp(x[copies[number::stride]]) for number, stamp in enumerate(self.covers)])
+        return stamped[torch.cat([torch.arange(len(copies))[number::stride] for number in range(stride)]).argsort()]
+
+    def on(self, place: Callable[[Stamp], Stamp]) -> "Stamps":
+        """The same trigger with every stamp put elsewhere, such as on one of several inputs."""
+        covers, parts = tuple(map(place, self.covers)), tuple(map(place, self.parts))
+        return replace(self, whole=place(self.whole), parts=parts, covers=covers)
 
 
 class Pattern(Component, ABC):

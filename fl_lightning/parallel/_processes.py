@@ -1,6 +1,5 @@
 """Processes beside each other: locks on files, and each one's share of the cores."""
 
-import fcntl
 import multiprocessing
 import os
 import pickle
@@ -8,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
 import torch
+from filelock import FileLock, ReadWriteLock, Timeout
 from pydantic import Field
 
 from fl_lightning.errors import ConfigError
@@ -42,25 +42,25 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
         ConfigError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(message) from None
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(message) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def shared(path: Path, when_alone: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file together with other processes; the first one may clean up before the others come in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            when_alone()
-        except BlockingIOError:
-            pass
-        fcntl.flock(file, fcntl.LOCK_SH)
+    lock = ReadWriteLock(path)
+    with suppress(Timeout), lock.write_lock(blocking=False):
+        when_alone()
+    with lock.read_lock():
         yield
 
 
@@ -68,8 +68,7 @@ def shared(path: Path, when_alone: Callable[[], None]) -> Iterator[None]:
 def in_turn(path: Path) -> Iterator[None]:
     """Hold a lock file alone, after waiting for whoever holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path):
         yield
 
 

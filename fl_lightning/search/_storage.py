@@ -67,7 +67,7 @@ def searching(url: str, name: str, when_alone: Callable[[], None]) -> Iterator[N
     Args:
         url: the database.
         name: the study.
-        when_alone: called if no_observers else is at work on it.
+        when_alone: called if nobody else is at work on it.
     """
     if _embedded(url):
         with shared(runs_folder() / f"{name}.lock", when_alone):

@@ -457,9 +457,8 @@ def test_rounds_and_seeds_have_pruners_of_their_own(tiny):
 def test_a_search_over_attacks_begins_with_each_as_it_is_configured(tiny):
     experiment = tiny(sweep={"space": {"attack": ["fang_krum", "alie"]}})
     first = configured(experiment, search_space(experiment))
-    assert first[0] == {"attack": "fang_krum", "fang_krum.search": "halving", "fang_krum.epsilon": 1e-3} | {
-        "fang_krum.retreat": True
-    }
+    fields = {"search": "halving", "epsilon": 1e-3, "retreat": True, "start": 1.0}
+    assert first[0] == {"attack": "fang_krum", **{f"fang_krum.{field}": value for field, value in fields.items()}}
     assert [one["attack"] for one in first] == ["fang_krum", "alie"]
 
 

@@ -86,14 +86,14 @@ def test_no_default_that_a_record_leaves_out_has_changed():
     """A digest leaves defaults out, so that a changed one would let old records stand for other experiments.
 
     A default may change where the shipped tables say the old value themselves; then the snapshot changes with it. A new setting
-    is added to it by `python tests/papers/test_shipped.py`.
+    is added to it by `python tests/papers/test_shipped_tables.py`.
     """
     known = json.loads(DEFAULTS.read_text())
     today = {name: json.loads(json.dumps(defaults(cls))) for name, cls in used().items()}
     for name, before in known.items():
         if name in today:
             assert {field: today[name].get(field, "gone") for field in before} == before, name
-    assert set(today) - set(known) == set(), "run: python tests/papers/test_shipped.py"
+    assert set(today) - set(known) == set(), "run: python tests/papers/test_shipped_tables.py"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -333,7 +333,14 @@ def _set(tree: dict[str, Any], path: str, value: Any, defaults: Mapping[str, Any
         node = child
     if path == "participation":
         value = _with_attackers(value, node.get(path) or known.get(path))
-    node[last] = value
+    node[last] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    """Plain containers anew, so that a later change inside of them does not reach what was handed in; instances as they are."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_attackers(participation: Any, before: Any) -> Any:

@@ -87,3 +87,13 @@ def test_a_copy_with_changes_is_validated(change: dict[str, object]):
         experiment.model_copy(update=change)
     assert experiment.model_copy(update={"rounds": 7}).rounds == 7
     assert experiment.model_copy() == experiment
+
+
+def test_a_change_stays_what_it_was_handed_in_as():
+    """Tables and matrices use one mapping for many cells: what one cell changes inside of it must not reach the next."""
+    client = {"epochs": 10, "optimizer": {"name": "adam", "lr": 0.001}, "callbacks": {}}
+    changes = {"client": client, "client.epochs": 5, "client.optimizer.lr": 0.1}
+    base = load("digits")
+    assert base.override(changes).client.epochs == 5
+    assert client == {"epochs": 10, "optimizer": {"name": "adam", "lr": 0.001}, "callbacks": {}}
+    assert base.override({"client": client}).client.epochs == 10

@@ -31,6 +31,11 @@ def jobs(text: str) -> "int | Literal['ray']":
     return "ray" if text == "ray" else _whole(text, 1, 1024)
 
 
+def count(text: str) -> int:
+    """A number of things."""
+    return _whole(text, 1, 1_000_000)
+
+
 def port(text: str) -> int:
     """A port to listen on."""
     return _whole(text, 1, 65535)

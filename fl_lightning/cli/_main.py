@@ -199,47 +199,6 @@ def matrix(options: argparse.Namespace) -> int:
     return 1 if outcome.campaign.failures else 0
 
 
-def reproduce(options: argparse.Namespace) -> int:
-    """The papers' tables run again, and their claims judged."""
-    from rich.table import Table
-
-    from fl_lightning.cli._progress import CampaignProgress, silent
-    from fl_lightning.cli._tables import wide_console
-    from fl_lightning.papers import check_markers, find_tables, plain, reproduce, write_verdicts
-    from fl_lightning.tracking import look_closer
-
-    if options.write:
-        check_markers(options.write)  # before hours are spent
-    console = wide_console()
-    tables = find_tables([] if options.tables == ["all"] else options.tables)
-    listing = Table("table", "claims", "quick, min", "full, min", "what it shows", box=None)
-    for name, one in tables.items():
-        minutes = [f"{one.sizes[size].minutes:g}" if size in one.sizes else "-" for size in ("quick", "full")]
-        listing.add_row(name, str(len(list(one.claims()))), *minutes, one.title)
-    console.print(listing)
-    if not options.tables:
-        console.print("run one: fl-lightning reproduce PAPER[:TABLE]; all quick ones: fl-lightning reproduce all")
-        return 0
-    expected = sum(one.sizes[options.size].minutes for one in tables.values() if options.size in one.sizes)
-    console.print(f"expected: at most {expected:g} minutes on two cores; finished runs are not run again\n")
-    tables = {name: one for name, one in tables.items() if options.size in one.sizes}
-    progress = silent if options.quiet else CampaignProgress(f"reproduce {' '.join(options.tables)}")
-    outcome = reproduce(tables, options.size, options.jobs, options.fast, progress)
-    table = Table("claim", "", "printed", "measured", "verdict", box=None)
-    for row in outcome.rows():
-        table.add_row(*row)
-    console.print(table)
-    for failure in outcome.failures:
-        console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
-    console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
-    if options.write:
-        write_verdicts(outcome, options.write)
-    console.print(f"run {outcome.run_id}\n{look_closer(outcome.run_id)}", soft_wrap=True, highlight=False)
-    if options.json:
-        _print_json({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)})
-    return 1 if outcome.failures else 0
-
-
 def cite(options: argparse.Namespace) -> int:
     """BibTeX of what an experiment or a run uses."""
     from fl_lightning.config import load

@@ -3,7 +3,7 @@
 import argparse
 from typing import TypeAlias
 
-from fl_lightning.cli._arguments import Parser, jobs, port
+from fl_lightning.cli._arguments import Parser, count, jobs, port
 
 __all__ = ["parser"]
 
@@ -106,7 +106,7 @@ def _add_crossings(commands: Commands) -> None:
     matrix.add_argument("--out", metavar="DIR", help="write csv, tex, pdf and bib of the table there")
     _add_output(matrix)
     papers = _add(
-        commands, "reproduce", "_main:reproduce", "run the papers' tables and figures again, judge their claims"
+        commands, "reproduce", "_reproduce:reproduce", "run the papers' tables and figures again, judge their claims"
     )
     papers.add_argument(
         "tables",
@@ -115,7 +115,12 @@ def _add_crossings(commands: Commands) -> None:
         default=[],
         help="such as cmp or cmp:table-4, or a YAML file; `all`; none: list them",
     )
-    papers.add_argument("--size", choices=["quick", "full"], default="quick", help="minutes, or the paper's size")
+    papers.add_argument(
+        "--size", choices=["quick", "reduced", "full"], default="quick", help="minutes, or up to the paper's size"
+    )
+    papers.add_argument("--check", type=count, metavar="N", help="draw N records at random, run them again, compare")
+    papers.add_argument("--minutes", type=float, help="--check: records that fit so many minutes together")
+    papers.add_argument("--seed", type=int, default=0, help="--check: of the draw")
     papers.add_argument("--jobs", type=jobs, default=2, help="worker processes; ray: on a Ray cluster")
     papers.add_argument("--fast", action="store_true", help="synthetic data and few rounds: does it run at all?")
     papers.add_argument(

@@ -83,9 +83,12 @@ class Check:
 
     def lines(self) -> list[str]:
         """What happened, for people."""
-        why = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count) or "none"
-        first = f"{len(self.reruns)} drawn of {self.fit} records; left out: {why}"
+        first = f"{len(self.reruns)} drawn of {self.fit} records; left out: {_why(self.left_out)}"
         return [first, *map(str, self.reruns)]
+
+
+def _why(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "none"
 
 
 def check(
@@ -106,7 +109,7 @@ def check(
     limit = math.inf if minutes is None else 60 * minutes / n
     fitting, left_out = _fitting(tables, records, limit)
     if not fitting:
-        raise ConfigError(f"no record can be run again: {left_out}")
+        raise ConfigError(f"no record can be run again: {_why(left_out)}")
     drawn = random.Random(seed).sample(fitting, min(n, len(fitting)))
     return Check(tuple(map(_again, drawn)), len(fitting), left_out)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment, Seed
-from fl_lightning.errors import errors_under
+from fl_lightning.errors import ConfigError, errors_under, suggest
 from fl_lightning.papers._claims import PaperTable, SizeName, TableCell
 from fl_lightning.papers._cost import cost
 from fl_lightning.papers._pictures import draw_table
@@ -62,7 +62,7 @@ def reproduce(
         tell: told what the runs will cost, measured on first rounds; None: nothing is measured.
 
     Raises:
-        ConfigError: a cell that cannot run, before any is started.
+        ConfigError: a table without this size, or a cell that cannot run, before any is started.
     """
     if records is None:
         records = Records() if fast else Records(results_folder())
@@ -70,6 +70,8 @@ def reproduce(
     wanted: Wanted = {}
     for name, own in runs.items():
         with errors_under(name):
+            if size not in own.table.sizes:
+                raise ConfigError(f"has no size {size!r}; {suggest(size, own.table.sizes)}")
             wanted = {**wanted, **{(name, cell): own.table.sizes[size].seeds for cell in own.cells(size)}}
     failures: dict[Run, str] = {}
     parent = ""

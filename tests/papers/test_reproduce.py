@@ -300,8 +300,6 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
     told: list[str] = []
     again = reproduce({"own:noise": table}, tell=told.append)
     assert told == ["12 runs are recorded; nothing is left to run"]
-    reproduce({"own:noise": table}, records=Records(), tell=told.append)  # nothing is recorded, but MLflow has it
-    assert told[1].startswith("0 runs are recorded; 12 are left: about")
     assert len(store.search_runs([experiment], "tags.`fl.kind` = 'cell'")) == len(cells)  # nothing is run twice
     assert [one.found for one in again.judged] == [one.found for one in outcome.judged[:6]]
     files = {file.path for file in store.list_artifacts(outcome.run_id)}
@@ -324,7 +322,9 @@ def test_verdicts_come_from_mlflow_and_equal_runs_are_shared(tmp_path: Path):
 def test_finished_runs_are_found_again_by_what_their_figures_depend_on():
     table = {"title": "one", "setting": "none", "base": TINY | {"rounds": 2}, "rows": {"clean": {}}}
     table |= {"sizes": {"quick": {"seeds": [0, 1], "minutes": 1, "up_to": 2}}}
-    reproduce({"own:one": PaperTable(**table)})
+    told: list[str] = []
+    reproduce({"own:one": PaperTable(**table)}, tell=told.append)
+    assert told[0].startswith("0 runs are recorded; 2 are left: about")
     store = tracking.client()
     (experiment,) = [one.experiment_id for one in store.search_experiments() if one.name != "Default"]
     cells = store.search_runs([experiment], "tags.`fl.kind` = 'cell'")
@@ -362,7 +362,9 @@ def test_a_size_may_change_single_rows():
         PaperTable(**SMALL | {"sizes": {"quick": sizes["quick"] | {"rows": {"silent": {}}}}})
 
 
-def test_unknown_tables_are_refused():
+def test_unknown_tables_and_sizes_are_refused():
+    with pytest.raises(ConfigError, match=r"own: has no size 'reduced'"):
+        reproduce({"own": PaperTable(**SMALL)}, "reduced")
     with pytest.raises(ConfigError, match=r"no paper or table 'cpm'.*cmp"):
         find_tables(["cpm"])
 
@@ -377,3 +379,7 @@ def test_the_command_prints_verdicts(capsys: pytest.CaptureFixture[str], tmp_pat
     assert sum(found["counts"].values()) == len(found["claims"]) == 6
     assert cli.main(["reproduce"]) == 0
     assert "cmp:table-4" in capsys.readouterr().out
+    assert cli.main(["reproduce", str(path), "--check", "1"]) == 2  # --fast records nothing
+    assert "no record can be run again" in capsys.readouterr().err
+    assert cli.main(["reproduce", str(path), "--size", "reduced"]) == 2
+    assert "none of these tables has a size reduced" in capsys.readouterr().err

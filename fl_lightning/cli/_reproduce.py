@@ -62,8 +62,6 @@ def _run(options: argparse.Namespace, tables: "Mapping[str, PaperTable]", consol
         options.jobs,
         options.fast,
         (lambda done, total, cell: None) if quiet else CampaignProgress(title),
-        if getattr(options, "quiet", False)
-        else CampaignProgress(f"reproduce {' '.join(options.tables)}"),
         tell=None if options.fast else lambda line: console.print(line, soft_wrap=True, highlight=False),
     )
     table = Table("claim", "", "printed", "measured", "verdict", "p, adjusted", "size", box=None)

@@ -47,21 +47,21 @@ def _list(tables: "Mapping[str, PaperTable]", console: "Console") -> None:
 def _run(options: argparse.Namespace, tables: "Mapping[str, PaperTable]", console: "Console") -> int:
     from rich.table import Table
 
-    from fl_lightning.cli._progress import CampaignProgress
+    from fl_lightning.cli._progress import CampaignProgress, silent
     from fl_lightning.errors import ConfigError
     from fl_lightning.inputs import strict_json
     from fl_lightning.papers import plain, reproduce, write_verdicts
+    from fl_lightning.tracking import look_closer
 
     if not tables:
         raise ConfigError(f"none of these tables has a size {options.size}", "--size")
     begin, title = time.perf_counter(), f"reproduce {' '.join(options.tables)}"
-    quiet = getattr(options, "quiet", False)
     outcome = reproduce(
         tables,
         options.size,
         options.jobs,
         options.fast,
-        (lambda done, total, cell: None) if quiet else CampaignProgress(title),
+        silent if options.quiet else CampaignProgress(title),
         tell=None if options.fast else lambda line: console.print(line, soft_wrap=True, highlight=False),
     )
     table = Table("claim", "", "printed", "measured", "verdict", "p, adjusted", "size", box=None)
@@ -72,9 +72,10 @@ def _run(options: argparse.Namespace, tables: "Mapping[str, PaperTable]", consol
         console.print(f"failed: {failure}", soft_wrap=True, highlight=False)
     console.print(", ".join(f"{count} {name}" for name, count in outcome.counts().items() if count))
     minutes = (time.perf_counter() - begin) / 60
-    console.print(f"{minutes:.1f} minutes; run {outcome.run_id}; look closer: fl-lightning ui", highlight=False)
     if options.write:
         write_verdicts(outcome, options.write)
+    where = f"{minutes:.1f} minutes; run {outcome.run_id}\n{look_closer(outcome.run_id)}"
+    console.print(where, soft_wrap=True, highlight=False)
     if options.json:
         print(strict_json({"run_id": outcome.run_id, "counts": outcome.counts(), "claims": plain(outcome)}))
     return 1 if outcome.failures else 0

@@ -13,7 +13,13 @@ from fl_lightning.search._space import Space
 
 __all__ = ["check_metrics", "check_reported"]
 
-LATE = ("attack/persistence", "attack/persistence_for_good", "attack/persists")
+LATE = (
+    "attack/persistence",
+    "attack/persistence_for_good",
+    "attack/persists",
+    "attack/persistence_benign_error",
+    "attack/persists_benign_error",
+)
 """Reported some rounds after the last attacked one: two rounds do not show them."""
 
 

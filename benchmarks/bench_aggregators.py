@@ -1,4 +1,4 @@
-"""Aggregators against the plain mean, naive torch, byzfl and flwr: ratios measured in one process.
+"""Aggregators and pre-aggregators against the plain mean, naive torch, byzfl and flwr: ratios measured in one process.
 
     python benchmarks/bench_aggregators.py                     # table on the screen, figures in aggregators.json beside it
     python benchmarks/bench_aggregators.py --device cuda --out benchmarks/aggregators-gpu.json
@@ -6,7 +6,8 @@
 The plain mean reads the matrix once: it is the floor that memory bandwidth sets. Contenders take turns, the best time of
 each counts. "naive" is the textbook version in a few lines of torch. byzfl's geometric median stops after 3 steps, ours when
 it has converged. flwr has no geometric median and byzfl no Bulyan; flwr's Bulyan takes minutes at 1,663,370 parameters and is
-only timed below 200,000. Rows of the matrix are independent normal numbers.
+only timed below 200,000. byzfl's MDA tries all subsets and is timed with ten rows only; its CAF takes one power step, ours the
+exact eigenvector. A pre-aggregator is timed with the mean after it. Rows of the matrix are independent normal numbers.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from timing import best_seconds, machine
@@ -83,21 +85,61 @@ def contenders(updates_CD: Tensor, f: int) -> dict[str, Contenders]:
 
 
 def add_byzfl(table: dict[str, Contenders], x: Tensor, f: int) -> None:
+    """byzfl's rules, and ours where only the two are compared."""
     try:
         import byzfl
     except ImportError:
         print("byzfl is not installed: left out", file=sys.stderr)
         return
+    average = byzfl.Average()
     rules = {
-        "mean": byzfl.Average(),
+        "mean": average,
         "trimmed_mean": byzfl.TrMean(f=f),
         "median": byzfl.Median(),
         "krum": byzfl.Krum(f=f),
         "multi_krum": byzfl.MultiKrum(f=f),
         "geometric_median": byzfl.GeometricMedian(),
+        "meamed": byzfl.Meamed(f=f),
+        "centered_clipping": byzfl.CenteredClipping(L=1, tau=10.0),
+        "monna": byzfl.MoNNA(f=f, idx=0),
+        "caf": byzfl.CAF(f=f),
     }
+    mixers = {
+        "nnm, mean": byzfl.NNM(f=f),
+        "arc, mean": byzfl.ARC(f=f),
+        "clip, mean": byzfl.Clipping(c=2.0),
+        "bucketing, mean": byzfl.Bucketing(s=2),
+    }
+    if len(x) <= 10:
+        rules["mda"] = byzfl.MDA(f=f)
+    only_here = {
+        "meamed": ours.Meamed(n_byzantine=f),
+        "centered_clipping": ours.CenteredClipping(tau=10.0),
+        "monna": ours.Monna(n_byzantine=f, index=0),
+        "caf": ours.Caf(n_byzantine=f),
+        "mda": ours.Mda(n_byzantine=f),
+        "nnm, mean": ours.Mixed(ours.Mean(), (ours.Nnm(n_byzantine=f),)),
+        "arc, mean": ours.Mixed(ours.Mean(), (ours.Arc(n_byzantine=f),)),
+        "clip, mean": ours.Mixed(ours.Mean(), (ours.Clip(max_norm=2.0),)),
+        "bucketing, mean": ours.Mixed(ours.Mean(), (ours.Bucketing(s=2),)),
+    }
+    for name, rule in only_here.items():
+        table[name] = {"ours": lambda rule=rule: rule(x)}
     for name, rule in rules.items():
-        table[name]["byzfl"] = lambda rule=rule: rule(x)
+        if name == "centered_clipping":  # it remembers the last call
+            table[name]["byzfl"] = lambda rule=rule: forgetful(rule)(x)
+        else:
+            table[name]["byzfl"] = lambda rule=rule: rule(x)
+    for name, mixer in mixers.items():  # byzfl's clipping writes into its input
+        table[name]["byzfl"] = lambda mixer=mixer, name=name: average(
+            mixer(x.clone() if name.startswith(("arc", "clip")) else x)
+        )
+
+
+def forgetful(rule: Any) -> Any:
+    """The rule without what it remembers of its last call."""
+    rule.m = None
+    return rule
 
 
 def add_flwr(table: dict[str, Contenders], x: Tensor, f: int) -> None:
@@ -114,7 +156,7 @@ def add_flwr(table: dict[str, Contenders], x: Tensor, f: int) -> None:
     table["median"]["flwr"] = lambda: flwr.aggregate_median(clients)
     table["krum"]["flwr"] = lambda: flwr.aggregate_krum(clients, f, 0)
     table["multi_krum"]["flwr"] = lambda: flwr.aggregate_krum(clients, f, n_rows - f)
-    if x.shape[1] < 200_000:
+    if x.shape[1] < 200_000 and n_rows > 10:
         table["bulyan"]["flwr"] = lambda: flwr.aggregate_bulyan(list(clients), f, flwr.aggregate_krum, to_keep=0)
 
 
@@ -138,7 +180,7 @@ def markdown(rows: list[dict[str, object]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        head = f"| {row['rule']} | {row['clients']} | {row['dimension']:,} | {1000 * row['ours']:.1f} "
+        head = f"| {row['rule']} | {row['clients']} | {row['dimension']:,} | {1000 * row['ours']:.3g} "
         rest = " | ".join(times(row, name) for name in ("naive", "byzfl", "flwr"))
         lines.append(f"{head}| {row['ours'] / row['floor']:.1f}x | {rest} |")
     return "\n".join(lines)
@@ -148,7 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--byzantine", type=int, default=10)
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[101_770, 1_663_370])
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[2_410, 101_770, 1_663_370])
+    parser.add_argument("--few", type=int, nargs="+", default=[2_410, 101_770], help="dimensions with ten clients, too")
     parser.add_argument("--memory-dimension", type=int, default=6_603_710, help="0: do not measure memory")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds a contender may use up before it drops out")
@@ -162,12 +205,16 @@ def main() -> None:
     if args.memory_dimension and args.device == "cpu":  # first, while nothing else has been resident
         peak = peak_memory(args.clients, args.byzantine, args.memory_dimension)
     rows: list[dict[str, object]] = []
-    for dimension in args.dimensions:
-        updates_CD = torch.randn(args.clients, dimension, generator=generator(0, "bench")).to(args.device)
-        for rule, functions in contenders(updates_CD, args.byzantine).items():
+    sizes = [(10, 2, dimension) for dimension in args.few]
+    sizes += [(args.clients, args.byzantine, dimension) for dimension in args.dimensions]
+    for clients, f, dimension in sizes:
+        updates_CD = torch.randn(clients, dimension, generator=generator(0, "bench")).to(args.device)
+        for rule, functions in contenders(updates_CD, f).items():
+            if rule == "bulyan" and clients < 4 * f + 3:
+                continue
             floor = {"floor": lambda updates_CD=updates_CD: updates_CD.mean(0)}
             best = best_seconds(floor | functions, args.repeat, args.device, args.budget)
-            rows.append({"rule": rule, "clients": args.clients, "dimension": dimension, **best})
+            rows.append({"rule": rule, "clients": clients, "dimension": dimension, **best})
             print(rows[-1], file=sys.stderr, flush=True)
     on = machine(args.device, args.threads)
     args.out.write_text(json.dumps(on | {"peak_memory_of_trimmed_mean": peak, "seconds": rows}, indent=1) + "\n")

@@ -3,8 +3,8 @@
 Runs the cells of the matrix without tracking, one after the other on one core, and writes each as a line; what is written
 already is not run again. The attack-free cells, iid and Dirichlet 0.5, come first.
 
-python benchmarks/bench_defenses.py --out benchmarks/defenses.jsonl --seeds 5        # the cells: some half an hour of one core
-python benchmarks/bench_defenses.py --out benchmarks/defenses.jsonl --table docs/defenses.json    # means over seeds
+python benchmarks/bench_defenses.py --out cells.jsonl --seeds 3        # the cells, seed by seed
+python benchmarks/bench_defenses.py --out cells.jsonl --table docs/defenses.json    # means over seeds
 """
 
 import argparse
@@ -39,14 +39,16 @@ class Work(NamedTuple):
 
 
 def works(matrix: Matrix, seeds: int) -> Iterator[Work]:
-    """Attack-free cells first, then the attacks seed by seed, so that what is there when one stops can be used."""
+    """Attack-free cells first, then the attacks seed by seed, iid first, so that what is there when one stops can be used."""
     yield from (
         Work(server, NO_ATTACK, partition, seed)
         for seed, partition, server in itertools.product(range(seeds), PARTITIONS, matrix.servers)
     )
     yield from (
-        Work(server, attack, "iid", seed)
-        for seed, server, attack in itertools.product(range(seeds), matrix.servers, matrix.attacks)
+        Work(server, attack, partition, seed)
+        for partition, seed, server, attack in itertools.product(
+            PARTITIONS, range(seeds), matrix.servers, matrix.attacks
+        )
     )
 
 
@@ -63,8 +65,9 @@ def measured(matrix: Matrix, work: Work) -> dict[str, float | None]:
         return sum(values) / len(values) if values else None
 
     figures = {
-        "accuracy": last["global/accuracy"],
-        "success": last.get("attack/success"),
+        # what a defense has made of the model in the end, where one does
+        "accuracy": last.get("final/accuracy", last["global/accuracy"]),
+        "success": last.get("final/attack_success", last.get("attack/success")),
         "false_alarms": mean("defense/false_alarm_rate"),
         "selected": mean("attack/selected"),
     }
@@ -97,6 +100,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--only", nargs="*", help="servers of the matrix; all if not given")
+    options.add_argument("--without", nargs="*", default=[], help="servers that are left out")
     options.add_argument("--table", type=Path)
     given = options.parse_args()
     matrix = load_matrix("defenses_beyond")
@@ -108,7 +113,8 @@ def main() -> None:
     done = {Work(*(line[name] for name in Work._fields)) for line in lines}
     with given.out.open("a") as file:
         for work in works(matrix, given.seeds):
-            if work not in done:
+            chosen = (given.only is None or work.server in given.only) and work.server not in given.without
+            if chosen and work not in done:
                 file.write(json.dumps(work._asdict() | measured(matrix, work)) + "\n")
                 file.flush()
 

@@ -17,6 +17,7 @@ __all__ = [
     "Fraction",
     "FromRound",
     "Full",
+    "Group",
     "KOfN",
     "Never",
     "Once",
@@ -25,7 +26,25 @@ __all__ = [
     "Schedule",
     "Spaced",
     "Staggered",
+    "client_groups",
 ]
+
+
+def client_groups(population: int, groups: int, generator: torch.Generator) -> list[Tensor]:
+    """The clients dealt to disjoint groups of nearly equal size.
+
+    Args:
+        population: number of clients N.
+        groups: number of groups, 1 to N.
+        generator: of the order, on the CPU.
+
+    Raises:
+        ValueError: a group would be empty.
+    """
+    if not 1 <= groups <= population:
+        raise ValueError(f"groups must be from 1 to the number of clients, {population}, got {groups}")
+    order = torch.randperm(population, generator=generator)
+    return [order[group::groups].sort().values for group in range(groups)]
 
 
 class Schedule(Component, ABC):
@@ -180,6 +199,10 @@ class Participation(Component, ABC):
             benign = n_clients - self.malicious
             raise ConfigError(f"honest rounds need {size} benign clients when forced, there are {benign}", "forced")
 
+    def eligible(self, n_clients: int, seed: int) -> Tensor:
+        """`[N]` bool, who may take part at all; whoever may not, malicious or benign, never does."""
+        return torch.ones(n_clients, dtype=torch.bool)
+
     def malicious_clients(self, n_clients: int, seed: int) -> Tensor:
         """`[M]` ids of the malicious clients, ascending."""
         order = torch.randperm(n_clients, generator=generator(seed, "malicious"))
@@ -197,6 +220,7 @@ class Participation(Component, ABC):
             adversarial = bool(attacking.any())
         size = self.per_round(n_clients)
         order = torch.randperm(n_clients, generator=generator(seed, "participation", round))
+        order = order[self.eligible(n_clients, seed)[order]]
         if self.forced:
             forced = order[attacking[order]] if adversarial else order[:0]
             order = torch.cat([forced, order[~bad[order]]])
@@ -242,7 +266,52 @@ class KOfN(Participation):
         return self.k
 
 
+class Group(Participation):
+    """One of several disjoint groups of clients takes part, all the others never: a member of FLCert's ensemble.
+
+    The groups are dealt by seed and of nearly equal size; malicious clients keep their ids, whatever group they are in.
+
+    Attributes:
+        groups: number of groups, at most one for each client.
+        group: which of them, from 0.
+        fraction: share of the group that takes part in each round, at least one client.
+
+    References:
+        Cao, Zhang, Jia, Gong, "FLCert: Provably Secure Federated Learning Against Poisoning Attacks", IEEE Transactions on
+        Information Forensics and Security 2022 (FLCert-D).
+    """
+
+    name: ClassVar[str] = "group"
+    cites: ClassVar[tuple[str, ...]] = ("cao2022flcert",)
+    groups: int = Field(ge=1)
+    group: int = Field(ge=0)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Group":
+        if self.forced:
+            raise ValueError("'forced' has no meaning where the attackers of other groups cannot take part")
+        if self.group >= self.groups:
+            raise ValueError(f"group must be less than groups, {self.groups}, got {self.group}")
+        return self
+
+    def check(self, n_clients: int) -> None:
+        """Also refuse empty groups."""
+        if self.groups > n_clients:
+            raise ConfigError(f"must be at most the number of clients, {n_clients}, got {self.groups}", "groups")
+        super().check(n_clients)
+
+    def eligible(self, n_clients: int, seed: int) -> Tensor:
+        """The members of the group."""
+        members = client_groups(n_clients, self.groups, generator(seed, "groups"))[self.group]
+        return torch.zeros(n_clients, dtype=torch.bool).index_fill(0, members, True)
+
+    def per_round(self, n_clients: int) -> int:
+        """The rounded fraction of the group."""
+        return max(1, round(self.fraction * len(range(self.group, n_clients, self.groups))))
+
+
 REGISTRIES = {
-    "participation": Registry("participation", Participation, [Full, Fraction, KOfN]),
+    "participation": Registry("participation", Participation, [Full, Fraction, KOfN, Group]),
     "schedule": Registry("schedule", Schedule, [Always, Never, FromRound, Once, Spaced, Staggered, Random]),
 }

@@ -27,7 +27,7 @@ FLOORS = (
     {"federation"},
     {"tracking", "testing"},
     {"runs", "analysis"},
-    {"search", "papers"},
+    {"search", "papers", "certificates"},
     {"_matrix"},
     {"integrations"},
     {"cli"},

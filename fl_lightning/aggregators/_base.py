@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators._byzantine import Auto, assumed
+from fl_lightning.aggregators._byzantine import Auto, Share, assumed
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.registry import Component
@@ -120,9 +120,14 @@ class Aggregator(Component, ABC):
         return []
 
     def resolved(self, n_clients: int) -> Self:
-        """The rule with a number in place of `n_byzantine: auto`: a fifth of the rows, or the most that it accepts of them."""
+        """The rule with a number in place of `n_byzantine: auto`: a fifth of the rows, or the most that it accepts of them.
+
+        A share of the rows is a number that is asked for: it is taken as it is, whether the rule accepts it or not.
+        """
         if not isinstance(self.n_byzantine, Auto):
             return self
+        if isinstance(self.n_byzantine, Share):
+            return self.assuming(assumed(self.n_byzantine, n_clients))
         for count in range(assumed(self.n_byzantine, n_clients), 0, -1):
             rule = self.assuming(count)
             try:

@@ -1,4 +1,4 @@
-"""How many rows a method takes to be malicious: a number, or `auto`."""
+"""How many rows a method takes to be malicious: a number, a share of the rows, or `auto`."""
 
 from typing import Annotated, Any
 
@@ -28,15 +28,61 @@ class Auto(int):
 AUTO = Auto(-1)
 
 
+class Share(Auto):
+    """Stands for a share of the rows, at least one; written as a number between 0 and 1 in configurations."""
+
+    share: float
+
+    def __new__(cls, share: float) -> "Share":
+        """From the share."""
+        made = super().__new__(cls, -1)
+        made.share = share
+        return made
+
+    def __getnewargs__(self) -> tuple[float]:
+        """A copy is made from the share, too."""
+        return (self.share,)
+
+    def __repr__(self) -> str:
+        return str(self.share)
+
+    def __str__(self) -> str:
+        return str(self.share)
+
+    def __format__(self, spec: str) -> str:
+        return str(self.share)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Share) and self.share == other.share
+
+    def __hash__(self) -> int:
+        return hash(self.share)
+
+    def to_dict(self) -> float:  # type: ignore[override]
+        """As a configuration writes it."""
+        return self.share
+
+
 def number_or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> int:
-    """`auto`, or what the field's type makes of the value."""
-    return AUTO if isinstance(value, Auto) or value == "auto" else int(number(value))
+    """`auto`, a share between 0 and 1, or what the field's type makes of the value."""
+    if isinstance(value, Share):
+        return value
+    if isinstance(value, Auto) or value == "auto":
+        return AUTO
+    return Share(value) if isinstance(value, float) and 0 < value < 1 else int(number(value))
 
 
 Byzantine = Annotated[int, Field(ge=0), WrapValidator(number_or_auto)]
-"""Type of the field `n_byzantine`: at least 0, or `auto`."""
+"""Type of the field `n_byzantine`: at least 0, a share of the rows such as 0.3, or `auto`."""
 
 
 def assumed(n_byzantine: int, n_rows: int) -> int:
-    """The number itself, or a fifth of the rows where it is `auto`."""
+    """The number itself; a share of the rows, rounded down, at least 1; a fifth of them where it is `auto`.
+
+    Example:
+        >>> assumed(Share(0.3), 10), assumed(Share(0.3), 2), assumed(AUTO, 12), assumed(4, 12)
+        (3, 1, 2, 4)
+    """
+    if isinstance(n_byzantine, Share):
+        return max(1, int(n_byzantine.share * n_rows + 1e-9))
     return int(SHARE * n_rows + 1e-9) if isinstance(n_byzantine, Auto) else n_byzantine

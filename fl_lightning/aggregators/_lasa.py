@@ -109,6 +109,11 @@ def deviations(values_C: Tensor) -> Tensor:
 class Lasa(Aggregator):
     """Mean, layer by layer, of sparsified rows whose norm and signs are usual there; takes no weights.
 
+    Both bounds leave few rows to a layer, and which ones changes from round to round. With `lambda_n` 1, the default of the
+    authors' program, a layer keeps some six of 14 honest rows, and attackers that look usual, such as label flippers, are between
+    0.12 and 0.55 of what counts; accuracy swings with them (digits, 6 of 20 clients, seed 0: 0.36 to 0.69; with `lambda_n` 2 it
+    rises to 0.82 and stays). Means over `sparse` and `dense` rows swing alike.
+
     Attributes:
         sparsity: share of the weights' entries that are set to 0.
         lambda_n: bound for the norms, in standard deviations from the median.

@@ -45,11 +45,17 @@ class Mean(WeightedMean):
     name: ClassVar[str] = "mean"
     cites: ClassVar[tuple[str, ...]] = ("mcmahan2017communication",)
     robust: ClassVar[bool] = False
+    scores_tell: ClassVar[bool] = True
 
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:
         """All rows with a positive weight contribute."""
         everybody = torch.ones(len(updates_CD), dtype=torch.bool, device=updates_CD.device)
         return Aggregate(mean(updates_CD, weights_C), everybody if weights_C is None else weights_C > 0)
+
+    def _as_if_finite(self, updates_CD: Tensor, weights_C: Tensor | None, past: Past | None) -> Aggregate | None:
+        """The mean itself tells whether a row holds NaN or Inf, without a pass of its own over the rows."""
+        result = self.aggregate(updates_CD, weights_C)
+        return result if bool(torch.isfinite(result.update.sum())) else None
 
     def weigh(self, geometry: Geometry, past: Past, weights_C: Tensor | None) -> Weighed:
         """The weights, divided by their sum."""

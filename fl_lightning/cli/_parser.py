@@ -105,6 +105,15 @@ def _add_crossings(commands: Commands) -> None:
     _add_changes(matrix)
     matrix.add_argument("--out", metavar="DIR", help="write csv, tex, pdf and bib of the table there")
     _add_output(matrix)
+    certify = _add(
+        commands, "certify", "_certify:certify", "certified accuracy: FLCert's vote of groups, or CRFL's smoothed model"
+    )
+    _add_experiment(certify)
+    certify.add_argument("--groups", type=int, metavar="G", help="FLCert: so many disjoint groups of clients vote")
+    certify.add_argument("--copies", type=int, default=1000, help="CRFL: noised copies of the final model")
+    certify.add_argument("--alpha", type=float, default=0.001, help="CRFL: chance that a sample's bounds do not hold")
+    certify.add_argument("--jobs", type=jobs, default=1, help="FLCert: worker processes; ray: on a Ray cluster")
+    _add_output(certify, dry=False)
     papers = _add(
         commands, "reproduce", "_reproduce:reproduce", "run the papers' tables and figures again, judge their claims"
     )

@@ -8,22 +8,9 @@ References:
 import torch
 from torch import Tensor
 
+from fl_lightning.participation import client_groups
 
-def client_groups(population: int, groups: int, generator: torch.Generator) -> list[Tensor]:
-    """The clients dealt to disjoint groups of nearly equal size.
-
-    Args:
-        population: number of clients N.
-        groups: number of groups, 1 to N.
-        generator: of the order, on the CPU.
-
-    Raises:
-        ValueError: a group would be empty.
-    """
-    if not 1 <= groups <= population:
-        raise ValueError(f"groups must be from 1 to the number of clients, {population}, got {groups}")
-    order = torch.randperm(population, generator=generator)
-    return [order[group::groups].sort().values for group in range(groups)]
+__all__ = ["certified_clients", "client_groups", "voted"]
 
 
 def certified_clients(first: int, second: int, first_label: int, second_label: int) -> int:

@@ -202,6 +202,10 @@ class Snowball(Defense):
     attackers who stand close together and far from all others elect themselves. The costliest filter: a k-means for every row and
     layer, and an autoencoder trained in every round.
 
+    Measured on digits (softmax regression, 10 clients of which 2 are malicious, 6 rounds, one seed): a boosted backdoor falls
+    from 0.97 to 0.00 and sign flip x3 costs nothing; a backdoor that is not boosted rises from 0.40 to 0.93, because its two
+    attackers elect each other in five rounds of six; 0.38 to 0.62 of the honest rows are dropped.
+
     Attributes:
         layers: tensors that are looked at: of the first and the last layer (as the authors do), or all.
         far: rows farthest from a voter, from which its groups are begun; null: a fifth of the rows (10 of the paper's 50).

@@ -60,6 +60,8 @@ GLOSSARY: dict[str, str] = {
     "server/refused": "1 in rounds that were skipped because the rule's search would have taken too long",
     "aggregator/<figure>": "a figure of the rule's own: `flipped` (rlr), `copied_malicious` (foundation)",
     "time/<part>": "seconds spent in a part of the round",
+    "certified/accuracy": "share of test samples that provably stay classified rightly; FLCert: the step is the number of "
+    "malicious clients; CRFL: at radius 0, larger ones are in certificate.csv",
     "sweep/<figure>": "what a search came to, on its parent run",
     "best/<group>/<figure>": "the best figure of any trial so far, on the parent run of a search; the step is the trial",
     "system/<figure>": "load of the machine (`tracking.system=true`), by MLflow's monitor",

@@ -728,6 +728,19 @@ def test_scores_tell_whether_rows_are_finite(rule: Aggregator, dtype: torch.dtyp
     assert bool(rule(huge_CD).update.isfinite().all())
 
 
+def test_the_mean_looks_for_rows_that_are_not_finite_only_where_it_is_not_finite_itself(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    updates_CD = normal(5, 40)
+    huge_CD, spoiled_CD = updates_CD * torch.finfo(updates_CD.dtype).max ** 0.99, updates_CD.clone()
+    spoiled_CD[1, 3] = torch.inf
+    torch.testing.assert_close(Mean()(spoiled_CD).update, updates_CD[[0, 2, 3, 4]].mean(0))
+    assert Mean()(spoiled_CD).kept.tolist() == [True, False, True, True, True]
+    assert bool(Mean()(huge_CD).update.isfinite().all())
+    monkeypatch.setattr("fl_lightning.aggregators._base.finite_rows", lambda rows: pytest.fail("a second pass"))
+    assert Mean()(updates_CD).kept.all()
+
+
 def test_a_row_that_is_not_finite_may_make_room():
     """Four rows are too few for f = 1; three of which none is arbitrary are enough for f = 0."""
     updates_CD = torch.tensor([[0.0], [1.0], [torch.nan], [5.0]])

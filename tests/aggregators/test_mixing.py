@@ -1,5 +1,6 @@
 """Pre-aggregators in front of rules: against applying the matrices by hand, against byzfl, and the conformance suite."""
 
+import pickle
 import warnings
 
 import pytest
@@ -191,6 +192,26 @@ def test_the_key_pre():
     ]:
         with pytest.raises(ConfigError, match=message):
             build(value)
+
+
+def test_a_share_of_the_rows_may_be_malicious():
+    build = registry("aggregator").build
+    rule = build({"name": "krum", "n_byzantine": 0.3, "pre": ["nnm"]})
+    assert (
+        rule.to_dict()["rule"]["n_byzantine"] == 0.3
+        if "rule" in rule.to_dict()
+        else rule.to_dict()["n_byzantine"] == 0.3
+    )
+    assert build(rule.to_dict()) == rule
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    assert rule != build({"name": "krum", "n_byzantine": 0.2, "pre": ["nnm"]})
+    assert rule.resolved(10) == build({"name": "krum", "n_byzantine": 3, "pre": ["nnm"]})
+    assert build({"name": "cge", "n_byzantine": 0.3}).resolved(2).n_byzantine == 1, "at least one"
+    with pytest.raises(ValueError, match="f=4"):  # what is asked for is not lowered as `auto` is
+        build({"name": "krum", "n_byzantine": 0.4}).resolved(10).check(10)
+    for value in (1.5, -0.2):
+        with pytest.raises(ConfigError, match="n_byzantine"):
+            build({"name": "krum", "n_byzantine": value})
 
 
 def test_a_huge_row_moves_its_neighbours_mean_but_not_the_median_of_it():

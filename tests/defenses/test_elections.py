@@ -7,10 +7,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import calinski_harabasz_score
 
 from fl_lightning.aggregators import Mean
+from fl_lightning.config import load
 from fl_lightning.defenses import CrossRound, Snowball
 from fl_lightning.defenses._rflbat import principal_components
 from fl_lightning.defenses._snowball import calinski_harabasz, groups_from, joined, votes
 from fl_lightning.errors import ConfigError
+from fl_lightning.federation import Federation
 from fl_lightning.testing.defenses import server
 
 
@@ -79,6 +81,31 @@ def test_shares_of_the_rows_are_elected_and_the_warmup_ends():
     warm = Snowball(**short, warmup=1)
     assert warm.apply(rows, context, {}).keep_C.sum() == 2
     assert warm.apply(rows, server(Mean(), 20, round=1), {}).keep_C.sum() == 10
+
+
+@pytest.mark.slow
+def test_elections_on_digits():
+    """As shipped: a boosted backdoor is voted out; one that is not boosted elects itself, which the mean alone would dilute."""
+    base = {
+        "data": "digits",
+        "rounds": 6,
+        "partition": {"name": "iid", "clients": 10},
+        "model": {"name": "mlp", "hidden": []},
+        "client": {"steps": 5, "batch_size": 128, "optimizer": {"name": "sgd", "lr": 0.5}},
+        "participation": {"name": "full", "malicious": 2},
+        "defenses": {"snowball": "snowball"},
+    }
+    trigger = {"name": "trigger", "label": 0, "size": 2, "offset": 0}
+    found = {}
+    for boost in (1.0, 3.0):
+        attack = {"name": "model_replacement", "boost": boost, "poison_fraction": 0.5, "objective": trigger}
+        history = Federation(load(base | {"attack": attack})).run().history
+        selected = sum(figures["attack/selected"] for figures in history) / len(history)
+        found[boost] = history[-1]["attack/success"], selected, history[-1]["global/accuracy"]
+    assert found[3.0][0] < 0.1
+    assert found[3.0][1] < 0.1
+    assert found[3.0][2] > 0.85
+    assert found[1.0][1] > 0.2, "more than their share of the clients"
 
 
 def test_more_rows_than_it_can_do_are_refused_with_the_numbers():

@@ -39,7 +39,7 @@ class Share(Auto):
         made.share = share
         return made
 
-    def __getnewargs__(self) -> tuple[float]:
+    def __getnewargs__(self) -> tuple[float]:  # type: ignore[override]
         """A copy is made from the share, too."""
         return (self.share,)
 

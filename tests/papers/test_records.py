@@ -69,7 +69,7 @@ def test_a_record_says_only_what_differs_from_the_defaults():
         "model": {"name": "mlp", "hidden": [8]},
         "client": {"batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.2}},
         "participation": {"name": "full", "malicious": 1},
-        "tracking": {"register": "never"},
+        "tracking": {"register": "never", "models": False},
     }
     spelt_out = load(experiment.to_dict())
     assert digest(spelt_out) == digest(experiment)

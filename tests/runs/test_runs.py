@@ -52,7 +52,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_leaves_everything_in_mlflow(tiny):
-    experiment = tiny(**ATTACKED, evaluation={"twin": True})
+    experiment = tiny(**ATTACKED, evaluation={"twin": True}, tracking={"register": "never"})
     outcome = runs.run(experiment, "tiny")
     store = tracking.client()
     run = store.get_run(outcome.run_id)
@@ -81,7 +81,7 @@ def test_a_run_leaves_everything_in_mlflow(tiny):
 
 def test_the_logged_model_is_the_global_model(tiny):
     """Bit-equal through MLflow's format and through safetensors, scored in plain torch against the logged accuracy."""
-    experiment = tiny(**ATTACKED)
+    experiment = tiny(**ATTACKED, tracking={"register": "never"})
     outcome = runs.run(experiment, "tiny")
     federation = Federation(experiment)
     final_D = federation.run().global_D
@@ -248,7 +248,7 @@ def test_a_server_that_goes_while_models_are_delivered_leaves_a_run_to_resume(ti
     with monkeypatch.context() as offline:
         offline.setattr(mlflow.pytorch, "save_model", gone)
         with pytest.raises(tracking.TrackingGoneError, match=r"connection refused.*run --resume") as error:
-            runs.run(tiny(rounds=2), "tiny")
+            runs.run(tiny(rounds=2, tracking={"register": "never"}), "tiny")
     outcome = runs.resume(error.value.run_id)
     assert outcome.model_uri
     assert tracking.client().get_run(outcome.run_id).info.status == "FINISHED"

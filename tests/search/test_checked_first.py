@@ -97,7 +97,11 @@ def test_room_is_what_is_kept(tiny: Callable[..., Experiment], store_folder: Pat
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: Disk)
     few = tiny(tracking={"models": False})
     state = 2 * 4 * 2 * len(Federation(few).initial_D)  # two checkpoints of the last model and the one before it
-    for experiment, models in ((few, 0), (tiny(), 3), (tiny(tracking={"keep_rounds": [0, 99]}), 4)):
+    for experiment, models in (
+        (few, 0),
+        (tiny(tracking={"register": "never"}), 3),
+        (tiny(tracking={"keep_rounds": [0, 99]}), 4),
+    ):
         federation = Federation(experiment)
         Disk.free = state + models * 2 * 4 * len(federation.initial_D)
         checkpoints.check_room(federation)

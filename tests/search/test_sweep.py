@@ -86,7 +86,7 @@ def test_violations_by_hand():
 
 
 def test_a_sweep_agrees_with_mlflow_and_confirms_on_other_seeds(tiny, store_folder: Path):
-    experiment = searched(tiny, pruner="none").override({"tracking.register": "auto"})
+    experiment = searched(tiny, pruner="none").override({"tracking": {"register": "auto"}})
     outcome = sweep(experiment, "tiny")
     study = study_of(store_folder)
     store = tracking.client()

@@ -180,8 +180,8 @@ def chosen(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [chosen(item) for item in value]
     known = getattr(type(value), "__pydantic_fields__", None)
-    if known is None or (isinstance(value, Component) and type(value).to_dict is not Component.to_dict):
-        return to_plain(value)
+    if known is None or (isinstance(value, Component) and not isinstance(value.to_dict(), dict)):
+        return to_plain(value)  # such as `auto`, a component that is written as a word
     tree: dict[str, Any] = {"name": name_of(type(value))} if isinstance(value, Component) else {}
     for name, field in known.items():
         own = chosen(getattr(value, name))

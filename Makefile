@@ -43,7 +43,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@test -n "$(CPU)" || command -v nvidia-smi >/dev/null || \
-		echo "no GPU was found: 'make $(MAKECMDGOALS) CPU=1' takes a torch without CUDA, which needs less than 2 GB (Linux)"
+		echo "no GPU was found: 'make $(MAKECMDGOALS) CPU=1' takes a torch without CUDA, which is much smaller (Linux)"
 	@echo "installing into $(VENV); PyTorch is large, this takes a few minutes"
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip

@@ -20,6 +20,12 @@ TINY: dict[str, Any] = {
     "tracking": {"register": "never", "models": False},  # a model and its pictures take longer than all the rest
 }
 
+NOISE: dict[str, Any] = {
+    "loud": {"attack": {"name": "gaussian", "std": 10.0}},
+    "quiet": {"attack": {"name": "gaussian", "std": 1e-9}},
+}
+"""Rows of a paper's table whose order nobody doubts."""
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators._byzantine import Auto, Share, assumed
+from fl_lightning.aggregators._byzantine import Auto, Share, Tolerant, assumed
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.registry import Component
@@ -32,7 +32,7 @@ class RoundRefusedError(ValueError):
     """The rule cannot do these rows in reasonable time: the round is skipped."""
 
 
-class Aggregator(Component, ABC):
+class Aggregator(Tolerant, Component, ABC):
     """A rule `[C, D] -> [D]`; calling it checks the input and leaves rows with NaN or Inf out.
 
     A rule that tolerates `n_byzantine` rows counts every left-out row as one of them.
@@ -57,15 +57,6 @@ class Aggregator(Component, ABC):
     uses_past: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
     scores_tell: ClassVar[bool] = False
-
-    if TYPE_CHECKING:
-
-        @property
-        def n_byzantine(self) -> int | None:
-            """f, how many rows it takes to be malicious; a field of the rules that ask for it."""
-            return None
-    else:
-        n_byzantine = None
 
     def __call__(self, updates_CD: Tensor, weights_C: Tensor | None = None, *, past: Past | None = None) -> Aggregate:
         """Aggregate the updates of a round.

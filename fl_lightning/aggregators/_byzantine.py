@@ -1,6 +1,6 @@
 """How many rows a method takes to be malicious: a number, a share of the rows, or `auto`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -61,6 +61,19 @@ class Share(Auto):
     def to_dict(self) -> float:  # type: ignore[override]
         """As a configuration writes it."""
         return self.share
+
+
+class Tolerant:
+    """Base of what may ask how many rows are malicious."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def n_byzantine(self) -> int | None:
+            """f, how many rows it takes to be malicious; a field of the methods that ask for it."""
+            return None
+    else:
+        n_byzantine = None
 
 
 def number_or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> int:

@@ -7,20 +7,20 @@ non-negative matrix, so that a chain costs nothing beside the rule's own two pas
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
-from fl_lightning.aggregators._byzantine import Auto, assumed
+from fl_lightning.aggregators._byzantine import Auto, Tolerant, assumed
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import WeightedMean, influence_of, on_unmade
 from fl_lightning.registry import Component, ConfigError, Slot
 
 
-class PreAggregator(Component, ABC):
+class PreAggregator(Tolerant, Component, ABC):
     """A step between the updates and the rule: rows times a matrix that is diagonal, or whose rows sum to 1.
 
     Attributes:
@@ -42,15 +42,6 @@ class PreAggregator(Component, ABC):
     scores_follow: ClassVar[bool] = True
     needs_n_byzantine: ClassVar[bool] = False
     needs_distances: ClassVar[bool] = False
-
-    if TYPE_CHECKING:
-
-        @property
-        def n_byzantine(self) -> int | None:
-            """f, how many rows it takes to be malicious; a field of the steps that ask for it."""
-            return None
-    else:
-        n_byzantine = None
 
     @abstractmethod
     def mix(self, geometry: Geometry, past: Past) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import NOISE, TINY
 
 from fl_lightning import tracking
 from fl_lightning.config import Experiment, load
@@ -23,10 +23,7 @@ TABLE: dict[str, Any] = {
     "title": "noise",
     "setting": "none",
     "base": TINY | {"rounds": 2},
-    "rows": {
-        "loud": {"attack": {"name": "gaussian", "std": 10.0}},
-        "quiet": {"attack": {"name": "gaussian", "std": 1e-9}},
-    },
+    "rows": NOISE,
     "sizes": {
         "quick": {"seeds": [0, 1, 2], "minutes": 1, "up_to": 5},
         "full": {"seeds": [0, 1, 2], "minutes": 2, "up_to": 3, "changes": {"rounds": 4}},

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import NOISE, TINY
 from scipy.stats import ttest_rel
 
 from fl_lightning import cli, tracking
@@ -35,10 +35,7 @@ SMALL: dict[str, Any] = {
     "title": "noise",
     "setting": "none",
     "base": TINY | {"rounds": 3},
-    "rows": {
-        "loud": {"attack": {"name": "gaussian", "std": 10.0}},
-        "quiet": {"attack": {"name": "gaussian", "std": 1e-9}},
-    },
+    "rows": NOISE,
     "columns": {"mean": {}, "second round": {"over": 2}, "median": {"aggregator": "median"}},
     "sizes": {
         "quick": {"seeds": [0, 1, 2], "minutes": 1, "up_to": 3},

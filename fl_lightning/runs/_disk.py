@@ -51,7 +51,7 @@ class Kind:
 def kinds() -> dict[str, Kind]:
     """Everything that can go, by name."""
     store = tracking.client()
-    runs = list(_runs(store, ViewType.ALL))
+    runs = _runs(store, ViewType.ALL)
     models = list(_models(store, runs))
     states = _dead_states(runs)
     deleted = [run for run in runs if run.info.lifecycle_stage == "deleted" and _mine(run.info.artifact_uri)]
@@ -74,15 +74,9 @@ def kinds() -> dict[str, Kind]:
     }
 
 
-def _runs(store: MlflowClient, view: int) -> Iterator[Run]:
+def _runs(store: MlflowClient, view: int) -> list[Run]:
     places = [place.experiment_id for place in store.search_experiments(view_type=ViewType.ALL)]
-    token = None
-    while places:
-        page = store.search_runs(places, run_view_type=view, max_results=5000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return tracking.pages(store.search_runs, places, run_view_type=view) if places else []
 
 
 def _models(store: MlflowClient, runs: list[Run]) -> Iterator[tuple[LoggedModel, Path]]:
@@ -94,17 +88,11 @@ def _models(store: MlflowClient, runs: list[Run]) -> Iterator[tuple[LoggedModel,
         for run_id, run in trials.items()
         if run_id not in kept and run.info.status != "RUNNING" and run.info.lifecycle_stage == "active"
     }
-    token = None
     places = sorted({run.info.experiment_id for run in trials.values()})
-    while places:
-        page = store.search_logged_models(places, page_token=token, max_results=50)
-        for model in page:
-            path = _mine(model.artifact_location)
-            if model.source_run_id in losers and path is not None and path.is_dir():
-                yield model, path
-        token = page.token
-        if not token:
-            return
+    for model in tracking.pages(store.search_logged_models, places) if places else []:
+        path = _mine(model.artifact_location)
+        if model.source_run_id in losers and path is not None and path.is_dir():
+            yield model, path
 
 
 def _best(store: MlflowClient, run: Run) -> str | None:

@@ -521,6 +521,10 @@ class Federation:
         self.state.defenses = {label: dict(memory) for label, memory in left.states.items()}
         for judged in left.judged:
             metrics |= _judged(judged, sent.poisoned_C)
+            if judged.idle:
+                say_once(
+                    f"the defense {judged.label} flagged all updates of a round, and all stay (defense/{judged.label}/idle)"
+                )
         if any(not defense.at_clients for defense in defenses.values()):
             metrics |= detection(left.keep_C, sent.poisoned_C, None, "defense")
         return Defended(left.geometry, left.weights_R, left.keep_C, metrics)

@@ -59,4 +59,4 @@ def _entries(module: str) -> dict[str, str]:
     path = Path(file).parent / "references.bib" if file else None
     if path is None or not path.is_file():
         return {}
-    return {match[1]: match[0] for match in ENTRY.finditer(path.read_text())}
+    return {match[1]: match[0] for match in ENTRY.finditer(path.read_text(encoding="utf-8"))}

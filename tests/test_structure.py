@@ -146,3 +146,31 @@ def test_wheel_and_sdist_hold_every_file_of_the_package(archives: tuple[set[str]
 
 def test_the_wheel_installs_no_other_top_level_name(archives: tuple[set[str], set[str]]):
     assert {name.split("/")[0] for name in archives[0] if ".dist-info" not in name} == {"fl_lightning"}
+
+
+def says_no_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in the encoding of whatever locale the machine has."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if any(word.arg == "encoding" for word in call.keywords):
+        return False
+    if name == "read_text":
+        return not call.args
+    if name == "write_text":
+        return len(call.args) < 2
+    path_open = isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and len(call.args) == 1
+    mode = call.args[-1] if name == "open" and (path_open or len(call.args) == 2) else None
+    return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and set(mode.value) <= set("rwax+t")
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    """Lock files, into which nothing is written, aside."""
+    assert says_no_encoding(ast.parse("path.open('a')").body[0].value)  # type: ignore[attr-defined]
+    assert not says_no_encoding(ast.parse("path.open('rb')").body[0].value)  # type: ignore[attr-defined]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if "parallel" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and says_no_encoding(node)
+    ]
+    assert not found

@@ -30,7 +30,7 @@ def ui(host: str, port: int) -> int:
     uri = tracking.opened_uri()
     if uri.startswith("http"):
         print(f"MLflow runs at {_first_page(masked(uri).rstrip('/'))}", flush=True)
-        with ExitStack() as servers:
+        with interruptible(), ExitStack() as servers:
             dashboard = _dashboard(host, port, servers)
             return dashboard.wait() if dashboard else 0
     print(f"MLflow UI on {_first_page(f'http://{host}:{port}')}  (Ctrl-C ends it)", flush=True)

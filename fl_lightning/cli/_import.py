@@ -1,6 +1,7 @@
 """`fl-lightning import`: configurations of neighbours as ours."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def import_foreign(options: argparse.Namespace) -> int:
             raise ConfigError(f"{target} is there already; choose another name")
         target.write_text(foreign.yaml(), encoding="utf-8")
         command = "run" if foreign.kind == "experiment" else "matrix"
-        print(f"{target} holds the {foreign.kind}: fl-lightning {command} {target}")
+        print(f"{target} holds the {foreign.kind}: fl-lightning {command} {shlex.quote(str(target))}")
     for line in foreign.unknown:
         print(f"not translated, or not quite the same: {line}", file=sys.stderr)
     return 0

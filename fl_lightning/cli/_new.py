@@ -205,7 +205,7 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
         }
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
+        (root / path).write_text(text, encoding="utf-8")
     return [root / path for path in files]
 
 

@@ -57,7 +57,7 @@ def read_leaf(path: Path) -> Iterator[tuple[str, Writer]]:
         DataError: the file is none of LEAF's.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         users = content["user_data"]
         for name in content["users"]:
             yield name, checked(users[name]["x"], users[name]["y"], f"{path}, user {name}")

@@ -31,11 +31,18 @@ class Judged(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The defense's own figures; `flagged_all` where it says whom it flagged."""
+        """The defense's own figures; `flagged_all` where it says whom it flagged; `idle` where nothing came of that."""
         figures = dict(self.verdict.metrics)
         if self.verdict.flagged_C is not None:
             figures["flagged_all"] = float(bool(self.flagged_n.all()))
+        if self.idle:
+            figures["idle"] = 1.0
         return figures
+
+    @property
+    def idle(self) -> bool:
+        """Whether it flagged every row and let all of them stay: a detector that decided nothing."""
+        return bool(self.flagged_n.all()) and bool(self.verdict.keep_C.all())
 
 
 class Chained(NamedTuple):

@@ -38,6 +38,7 @@ GLOSSARY: dict[str, str] = {
     "defense/<label>/flagged_false_alarm_rate": "share of the benign rows that it flagged, even where all of them stay",
     "defense/<label>/flagged_missed_alarm_rate": "share of the malicious rows that it did not flag",
     "defense/<label>/flagged_all": "1 in rounds in which it flagged every row; `server.all_flagged` says what happens then",
+    "defense/<label>/idle": "1 in rounds in which it flagged every row and let all of them stay: it decided nothing",
     "defense/<label>/<figure>": "a figure of the defense's own; its docstring says which",
     "stealth/cosine": "mean cosine between a malicious update and the sum of all other updates",
     "stealth/l2_max": "largest distance between a malicious and a benign update",

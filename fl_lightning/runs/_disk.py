@@ -100,7 +100,8 @@ def _best(store: MlflowClient, run: Run) -> str | None:
     if run.data.tags.get("fl.kind") != "study":
         return None
     with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, ValueError, LookupError):
-        told = json.loads(Path(store.download_artifacts(run.info.run_id, "search.json", folder)).read_text())
+        file = Path(store.download_artifacts(run.info.run_id, "search.json", folder))
+        told = json.loads(file.read_text(encoding="utf-8"))
         return str(told["trials"][0]["run_id"])
     return None
 

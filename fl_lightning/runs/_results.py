@@ -202,7 +202,7 @@ def write(shown: Shown, path: Path) -> Path:
         shown.frame().to_csv(path, index=False)
     elif path.suffix in (".tex", ".html", ".bib"):
         text = {".tex": shown.latex, ".html": shown._repr_html_, ".bib": shown.bibtex}[path.suffix]
-        path.write_text(text())
+        path.write_text(text(), encoding="utf-8")
     else:
         endings = ", ".join((*PICTURES, ".csv", ".tex", ".html", ".bib"))
         raise ConfigError(f"{path}: results are written as {endings}, got {path.suffix or 'no ending'!r}")

@@ -12,16 +12,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from sqlalchemy import NullPool, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import in_turn, shared
 from fl_lightning.paths import runs_folder
+from fl_lightning.tracking import StoreError
 
-__all__ = ["making_tables", "searching", "storage", "studies_url"]
+__all__ = ["making_tables", "searching", "storage", "studies_url", "told"]
 
 HEARTBEAT_SECONDS = 20
+PATIENCE_SECONDS = 60.0
+"""How long a file that another process has locked is waited for."""
 GOODBYE_SECONDS = 2.0
 """How long the database may need to notice that a process which held a lock was killed."""
 
@@ -44,8 +48,32 @@ def studies_url() -> str:
 
 def storage(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage in a database; what a dead worker leaves behind is found by its heartbeat."""
-    settings: dict[str, Any] = {"connect_args": {"timeout": 60}} if _embedded(url) else {"pool_pre_ping": True}
+    settings: dict[str, Any] = (
+        {"connect_args": {"timeout": PATIENCE_SECONDS}} if _embedded(url) else {"pool_pre_ping": True}
+    )
     return optuna.storages.RDBStorage(url, engine_kwargs=settings, heartbeat_interval=HEARTBEAT_SECONDS)
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Whatever is wrong with the database of the searches in one line.
+
+    Raises:
+        StoreError: it is damaged, locked, or does not answer.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
+        if "locked" in reason:
+            what = "another process holds it; end that process, or wait for it"
+        elif _embedded(url):
+            what = "move it away, and searches begin anew, or put a copy that is whole in its place; the runs are not in it"
+        else:
+            what = "give the same command again when it answers"
+        shown = make_url(url).render_as_string(hide_password=True)
+        raise StoreError(f"cannot read the searches in {shown}: {reason}; {what}") from None
 
 
 @contextmanager

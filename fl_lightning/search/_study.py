@@ -53,7 +53,7 @@ class Task:
     def open(self) -> optuna.Study:
         """The study, made if need be."""
         settings = self.experiment.sweep
-        with studies.making_tables(self.storage):
+        with studies.making_tables(self.storage), studies.told(self.storage):
             study = optuna.create_study(
                 storage=studies.storage(self.storage),
                 study_name=self.name,

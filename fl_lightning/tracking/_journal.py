@@ -43,7 +43,7 @@ class Journal:
         self._sent = 0
         self._news = threading.Condition()
         self._closing = False
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
 

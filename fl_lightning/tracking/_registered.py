@@ -320,8 +320,8 @@ def export(model: Registered, folder: Path) -> list[Path]:
     batch = {0: torch.export.Dim("batch")}
     program = torch.export.export(model.network, (torch.zeros(2, *model.shape),), dynamic_shapes=(batch,))
     torch.export.save(program, folder / "architecture.pt2")
-    (folder / "config.yaml").write_text(dump(model.experiment))
-    (folder / "README.md").write_text(card(model))
+    (folder / "config.yaml").write_text(dump(model.experiment), encoding="utf-8")
+    (folder / "README.md").write_text(card(model), encoding="utf-8")
     return sorted(folder.iterdir())
 
 

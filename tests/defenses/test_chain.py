@@ -136,6 +136,7 @@ def test_what_all_flagged_means():
         left = defended({"p": Paranoid()}, updates_CD, everybody(updates_CD), context, {"p": {}}, policy)
         assert int(left.keep_C.sum()) == kept
         assert left.judged[0].metrics["flagged_all"] == 1
+        assert left.judged[0].metrics.get("idle", 0) == (kept > 0)  # all flagged, and all stay: it decided nothing
     for policy, kept in (("method", 0), ("keep", CLIENTS)):
         left = defended({"t": Trusting()}, updates_CD, everybody(updates_CD), server(Mean()), {"t": {}}, policy)
         assert int(left.keep_C.sum()) == kept

@@ -59,6 +59,7 @@ def tracking_server() -> str | None:
     with MLflow besides decides nothing here: else states and searches would lie in one place, and their figures in another.
     """
     uri = os.environ.get(SERVER) or None
+    # Private: the public `mlflow.get_tracking_uri` imports MLflow, and does not tell who named the server
     service = sys.modules.get("mlflow.tracking._tracking_service.utils")
     if uri and service and uri == getattr(service, "_tracking_uri", None) and uri not in _named_by_user():
         return None

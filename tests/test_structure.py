@@ -2,15 +2,18 @@
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fl_lightning"
@@ -102,6 +105,79 @@ def test_few_modules_are_loose():
     loose = [path.stem for path in PACKAGE.glob("*.py")]
     assert len(loose) <= 11, loose
     assert not {"matrix", "sweep", "run", "load", "resume", "reproduce"} & set(loose), "no module bears a verb's name"
+
+
+PRIVATE = {
+    "cli/_arguments.py": {"_subparsers"},
+    "cli/_completion.py": {"_SubParsersAction", "_actions"},
+    "cli/_parser.py": {"argparse._SubParsersAction"},
+    "engines/_trainer.py": {"_batches_that_stepped"},
+    "integrations/flower.py": {"_check_and_log_replies"},
+    "parallel/_processes.py": {"_exit"},  # documented
+    "paths.py": {"_tracking_uri", "mlflow.tracking._tracking_service.utils"},
+    "search/_cmaes.py": {"_attr_key_optimizer", "cmaes._cma", "numpy.random._mt19937", "numpy.random._pickle"},
+    "search/_study.py": {"_storage", "_trial_id"},
+    "tracking/_embedded.py": {
+        "_artifact_repos_cache",
+        "_get_latest_schema_revision",
+        "_upgrade_db",
+        "mlflow.tracking._tracking_service.utils",
+    },
+    "tracking/_models.py": {"mlflow.pytorch._lightning_autolog"},
+    "tracking/_store.py": {"_use_tracking_uri", "mlflow.tracking._tracking_service.utils"},
+}
+"""Private members of other libraries that the package uses. A new one needs a comment, and an upper bound in pyproject.toml."""
+
+BOUNDED = {"flwr", "lightning", "mlflow", "optuna"}
+"""Libraries whose private members are used: the next minor version may rename them."""
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """Names with a leading underscore that a file uses of something else, and dotted names of private modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("fl_lightning"):
+            yield from (node.module, *(alias.name for alias in node.names))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            yield from (one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # modules looked up, quoted annotations
+            yield from re.findall(r"^(?:[a-z]\w*\.)+_[\w.]+", node.value)
+
+
+def test_private_members_of_others_are_on_a_list():
+    trees = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in MODULES.values()}
+    ours = {"_asdict", "_fields", "_replace"}  # of named tuples: documented
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                ours.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                ours.add(node.id)
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) in ("self", "cls")
+            ):
+                ours.add(node.attr)
+    used: dict[str, set[str]] = {}
+    for file, tree in trees.items():
+        for name in private_names(tree):
+            private = re.search(r"(?:^|\.)_(?!_)", name)
+            if private and name not in ours and not name.startswith("fl_lightning."):
+                used.setdefault(file, set()).add(name)
+    assert used == PRIVATE
+
+
+def test_libraries_whose_private_members_are_used_have_an_upper_bound_that_holds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["flower"]]
+    required = {one.name: one.specifier for one in map(Requirement, lines)}
+    assert {name for name, bounds in required.items() if any(bound.operator == "<" for bound in bounds)} == BOUNDED
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert not [name for name in BOUNDED - {"flwr"} if tested[name] not in required[name]]
 
 
 def test_linters_are_never_told_to_look_away_from_a_room():

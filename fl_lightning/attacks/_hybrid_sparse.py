@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fl_lightning.attacks._alie import largest_z
 from fl_lightning.attacks._base import Poisoned
@@ -25,9 +24,10 @@ from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
-from fl_lightning.models import FlatNetwork
+from fl_lightning.models import BATCH_NORMS, FlatNetwork
 
-NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMALISATION = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
 def sensitive(flat: FlatNetwork, theta_D: Tensor, samples: Samples, share: float) -> Tensor:

@@ -10,6 +10,8 @@ LONGEST = 100
 class Parser(argparse.ArgumentParser):
     """Takes options before, between and after the changes, and tells errors in one line."""
 
+    _sorting = False
+
     def error(self, message: str) -> NoReturn:
         """One line, and exit code 2."""
         words = (word if len(word) <= LONGEST else f"{word[:LONGEST]}..." for word in message.split())
@@ -17,7 +19,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Options and positional arguments in any order; the latter go to the command, whose own parser sorts them."""
-        if self._subparsers is not None or getattr(self, "_sorting", False):
+        # Private: argparse says nowhere else whether a parser has commands, which intermixed arguments do not go with
+        if self._subparsers is not None or self._sorting:
             return super().parse_known_args(args, namespace)
         self._sorting = True  # argparse sorts by calling this method twice
         try:

@@ -21,7 +21,7 @@ def completion(options: argparse.Namespace) -> int:
         raise ConfigError("needs shtab: pip install 'fl-lightning[completion]'") from None
     top = parser()
     for sub in _commands(top).values():
-        for action in sub._actions:
+        for action in sub._actions:  # argparse has no public list of them; shtab reads the same one
             if action.dest in ("experiment", "matrix") and action.choices is None:
                 action.complete = dict.fromkeys(("bash", "zsh"), f"_fl_lightning_{action.dest}")  # type: ignore[attr-defined]
     print(shtab.complete(top, options.shell, preamble=_preamble().get(options.shell, "")))

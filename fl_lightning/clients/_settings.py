@@ -16,6 +16,7 @@ from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
 from fl_lightning.data import Samples
 from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.models import BATCH_NORMS
 from fl_lightning.registry import SLOT_KEY, Label, Registry, Settings, Slot, named_config, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
@@ -236,7 +237,7 @@ def merging_lone(client: Client, network: nn.Module, parts: Sequence[Samples]) -
 
 
 def _normalises(network: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return any(isinstance(module, BATCH_NORMS) for module in network.modules())
 
 
 def _has_lone(n: int, client: Client) -> bool:

@@ -171,6 +171,7 @@ class SharedTrainer:
         epoch.scheduler_progress.reset()
         epoch.automatic_optimization.optim_progress.reset()
         epoch.manual_optimization.optim_step_progress.reset()
+        # The only counter of a loop without a public `reset`; left alone, logged steps would go on from the client before
         epoch._batches_that_stepped = 0
 
 

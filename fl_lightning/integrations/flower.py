@@ -107,6 +107,7 @@ class FlowerStrategy(FedAvg):  # type: ignore[misc]  # Any where Flower is not i
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Defenses, rule and server step of ours; their figures beside the clients' own."""
+        # Private: what Flower's own strategies call, and the only check that replies are whole and agree with each other
         valid, _ = self._check_and_log_replies(list(replies), is_train=True)
         if not valid:
             return None, None

@@ -29,7 +29,7 @@ from fl_lightning.models._multi_party_cnn import MultiPartyCnn
 from fl_lightning.models._pdrr_cnn import PdrrCnn
 from fl_lightning.models._resnet18 import FrozenNorm2d, Resnet18
 from fl_lightning.models._size import check_size, count_parameters
-from fl_lightning.models._statistics import with_policy
+from fl_lightning.models._statistics import BATCH_NORMS, with_policy
 from fl_lightning.models._svm import Svm
 from fl_lightning.models._wbc_cifar_cnn import WbcCifarCnn
 from fl_lightning.models._wbc_fmnist_cnn import WbcFmnistCnn
@@ -45,6 +45,7 @@ REGISTRIES = {
 }
 
 __all__ = [
+    "BATCH_NORMS",
     "LOSSES",
     "CmpCifarCnn",
     "CrossEntropy",

@@ -4,9 +4,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["Buffers", "frozen", "with_policy"]
+__all__ = ["BATCH_NORMS", "Buffers", "frozen", "with_policy"]
 
 Buffers = Literal["average", "local", "freeze"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that normalise by the statistics of a batch, and keep running ones."""
 
 
 class _KeepsStatistics:
@@ -53,7 +56,7 @@ def with_policy(network: nn.Module, buffers: Buffers) -> nn.Module:
         buffers: the policy.
     """
     for module in network.modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(module, BATCH_NORMS):
             continue
         if buffers == "freeze" or (buffers == "average" and frozen(module)):
             module.__class__ = FIXED.get(type(module), type(module))  # type: ignore[assignment]

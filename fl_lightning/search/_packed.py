@@ -130,8 +130,7 @@ def refuse_known_study(packed: PackedStudy) -> None:
     with studies.making_tables(url):
         storage = studies.storage(url)
         if packed.name in optuna.get_all_study_names(storage):
-            study = optuna.load_study(study_name=packed.name, storage=storage)
-            if not study._storage.get_study_system_attrs(study._study_id).get(UNPACKING):
+            if not storage.get_study_system_attrs(storage.get_study_id_from_name(packed.name)).get(UNPACKING):
                 raise ConfigError(f"study {packed.name} is here already; nothing is overwritten")
             optuna.delete_study(study_name=packed.name, storage=storage)
 
@@ -140,12 +139,13 @@ def enter_study(packed: PackedStudy) -> None:
     """Enter a study into the database of the searches; it counts as unfinished until `finish_study`."""
     url = studies_url()
     with studies.making_tables(url):
+        storage = studies.storage(url)
         study = optuna.create_study(
-            storage=studies.storage(url),
+            storage=storage,
             study_name=packed.name,
             directions=[optuna.study.StudyDirection[direction] for direction in packed.directions],
         )
-        _mark(study, True)
+        _mark(storage, packed.name, unfinished=True)
         for name, value in packed.user_attrs.items():
             study.set_user_attr(name, value)
         study.add_trials([_trial(trial, len(packed.directions)) for trial in packed.trials])
@@ -153,11 +153,11 @@ def enter_study(packed: PackedStudy) -> None:
 
 def finish_study(name: str) -> None:
     """The study is here with all that belongs to it."""
-    _mark(optuna.load_study(study_name=name, storage=studies.storage(studies_url())), False)
+    _mark(studies.storage(studies_url()), name, unfinished=False)
 
 
-def _mark(study: optuna.Study, unfinished: bool) -> None:
-    study._storage.set_study_system_attr(study._study_id, UNPACKING, unfinished)
+def _mark(storage: optuna.storages.RDBStorage, name: str, *, unfinished: bool) -> None:
+    storage.set_study_system_attr(storage.get_study_id_from_name(name), UNPACKING, unfinished)
 
 
 def _trial(packed: PackedTrial, directions: int) -> FrozenTrial:
@@ -180,7 +180,9 @@ def _trial(packed: PackedTrial, directions: int) -> FrozenTrial:
             intermediate_values={step: math.nan if value is None else value for step, value in packed.reported.items()},
         )
         trial.datetime_start, trial.datetime_complete = packed.began, packed.ended
-        trial._validate()
+        waits = trial.state == TrialState.WAITING
+        if (packed.began is None and not waits) or (packed.ended is not None) != trial.state.is_finished():
+            raise ValueError("its times do not fit its state")
     except (ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"a trial of its study is none: {error}") from None
     return trial

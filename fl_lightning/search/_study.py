@@ -111,6 +111,7 @@ class Placed(optuna.samplers.BaseSampler):
             begun = [other for other in others if other.state != TrialState.WAITING and not was_killed(other)]
             taken = {other.system_attrs.get(PLACE, other.number) for other in begun}
             place = next(place for place in itertools.count() if place not in taken)
+            # Optuna's own samplers do the same: a sampler is given no trial that keeps what is set, and no storage
             study._storage.set_trial_system_attr(trial._trial_id, PLACE, place)
         digest = hashlib.blake2b(f"{self.seed}/{place}".encode(), digest_size=4).digest()
         self.inner = sampler(self.name, int.from_bytes(digest))
@@ -142,7 +143,7 @@ def end_killed(study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if fixed := trial.system_attrs.get("fixed_params"):  # it was not drawn: the next one would be
             study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        study.tell(trial.number, state=TrialState.FAIL)
     end_abandoned(study.user_attrs["run_id"])
 
 

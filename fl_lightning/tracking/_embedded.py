@@ -26,6 +26,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import in_turn
 
+# Private members of MLflow: it brings a database up to date by a command line only, which asks a person and knows no copy;
+# and it offers no way to forget where the artifacts of a run lie.
+
 __all__ = ["StoreError", "database_of", "opened", "unwritable"]
 
 LOCATIONS = {

@@ -22,6 +22,7 @@ ROUNDS = "rounds"
 
 
 AUTOLOGGING = "mlflow.pytorch._lightning_autolog"
+"""A private module of MLflow, which `mlflow.pytorch` imports: there is no public way not to."""
 
 
 def mlflow_pytorch() -> ModuleType:

@@ -78,7 +78,7 @@ def as_current(uri: str) -> Iterator[None]:
     """The server that MLflow's own registry asks for a model, which it does not pass on; afterwards all is as it was."""
     named = os.environ.get(SERVER)
     try:
-        with _use_tracking_uri(uri):
+        with _use_tracking_uri(uri):  # private: the public `set_tracking_uri` does not tell what to set back
             yield
     finally:
         os.environ.pop(SERVER, None)

@@ -10,7 +10,7 @@ from fl_lightning.analysis._page import Section, table, text
 from fl_lightning.analysis._panel import panel
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.defenses import Defense
-from fl_lightning.federation import Federation, FederationState
+from fl_lightning.federation import Federation, FederationState, check_server
 
 __all__ = ["Replayed", "first_attacked", "replayed", "replays"]
 
@@ -62,7 +62,7 @@ def forked(before: Federation, **changes: Any) -> Federation:
     other = before.twin()
     other.experiment = before.experiment.model_copy(update=changes)
     other.experiment.check_clients(len(other.assignment))
-    other._check_server()
+    check_server(other)
     state = before.state
     defenses = {
         label: deepcopy(state.defenses[label]) if before.experiment.defenses.get(label) == one else dict(one.init())

@@ -230,14 +230,8 @@ class MatrixOutcome(Shown):
 
     def html(self) -> str:
         """The table as one page that needs nothing else."""
-        rows = [
-            [cell.strip() for cell in line.strip("|\n").split("|")]
-            for line in self.markdown().splitlines()
-            if "---" not in line
-        ]
-        cells = "".join("<tr>" + "".join(f"<td>{_bold(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        style = "body{font-family:sans-serif}td{padding:.4em .8em;border-bottom:1px solid #ddd}tr:first-child{font-weight:bold}"
-        return f"<!doctype html><meta charset=utf-8><title>matrix</title><style>{style}</style><table>{cells}</table>"
+        style = "body{font-family:sans-serif}td,th{padding:.4em .8em;border-bottom:1px solid #ddd;text-align:left}"
+        return f"<!doctype html><meta charset=utf-8><title>matrix</title><style>{style}</style>{self._repr_html_()}"
 
     def picture(self) -> Figure:
         """Heat map with mean and half-width in every cell."""
@@ -259,11 +253,6 @@ class MatrixOutcome(Shown):
                 )
         figure.colorbar(image, label=self.matrix.metric)
         return figure
-
-
-def _bold(cell: str) -> str:
-    plain = html.escape(cell.strip("*"))
-    return f"<b>{plain}</b>" if cell.startswith("**") else plain
 
 
 def load_matrix(source: str, changes: Sequence[str] = ()) -> Matrix:

@@ -48,6 +48,16 @@ def results_folder() -> Path:
     return Path(os.environ.get("FL_LIGHTNING_RESULTS", "results")).expanduser().resolve()
 
 
+def embedded(address: str) -> bool:
+    """Whether the address of a database names a file of this machine, not a server.
+
+    Example:
+        >>> [embedded(address) for address in ("sqlite:////tmp/mlruns/mlflow.db", "postgresql://me@there/studies")]
+        [True, False]
+    """
+    return address.startswith("sqlite:")
+
+
 SERVER = "MLFLOW_TRACKING_URI"
 _AT_START = os.environ.get(SERVER) if "mlflow" not in sys.modules else None
 

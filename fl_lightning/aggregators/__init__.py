@@ -1,6 +1,7 @@
 """Aggregators: the server's rules, `[C, D] -> [D]`, each as a component and as a plain function on tensors."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from fl_lightning.aggregators._caf import Caf, caf
 from fl_lightning.aggregators._centered_clipping import CenteredClipping, centered_clipping
 from fl_lightning.aggregators._cge import Cge, cge
 from fl_lightning.aggregators._clip import Clip, clipped_rows
-from fl_lightning.aggregators._distances import squared_distances
+from fl_lightning.aggregators._distances import direct_distances, squared_distances
 from fl_lightning.aggregators._dnc import Dnc, dnc
 from fl_lightning.aggregators._foundation import Foundation, foundation
 from fl_lightning.aggregators._geometric_median import GeometricMedian, geometric_median
@@ -74,7 +75,7 @@ class Aggregators(Registry):
     def _has_own(self, value: Mapping[Any, Any]) -> bool:
         """Whether `pre` is a field of the rule itself."""
         name = value.get("name")
-        return "pre" in value and isinstance(name, str) and "pre" in getattr(self[name], "__dataclass_fields__", {})
+        return "pre" in value and isinstance(name, str) and "pre" in {field.name for field in fields(self[name])}
 
 
 REGISTRIES = {
@@ -154,6 +155,7 @@ __all__ = [
     "centered_clipping",
     "cge",
     "clipped_rows",
+    "direct_distances",
     "dnc",
     "finite_rows",
     "foundation",

@@ -99,3 +99,9 @@ def assumed(n_byzantine: int, n_rows: int) -> int:
     if isinstance(n_byzantine, Share):
         return max(1, int(n_byzantine.share * n_rows + 1e-9))
     return int(SHARE * n_rows + 1e-9) if isinstance(n_byzantine, Auto) else n_byzantine
+
+
+def check_majority(rule: str, n_clients: int, n_byzantine: int) -> None:
+    """Raise ValueError unless f >= 0 and C > 2f."""
+    if n_byzantine < 0 or n_clients <= 2 * n_byzantine:
+        raise ValueError(f"{rule} needs C > 2f, got C={n_clients}, f={n_byzantine}")

@@ -10,9 +10,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators._byzantine import Byzantine
+from fl_lightning.aggregators._byzantine import Byzantine, check_majority
 from fl_lightning.aggregators._geometry import Geometry
-from fl_lightning.aggregators._mda import check_majority
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 

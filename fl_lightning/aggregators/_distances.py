@@ -91,6 +91,12 @@ def squared_distances(updates_CD: Tensor, products_CC: Tensor | None = None) -> 
     return squared_CC[original][:, original]
 
 
+def direct_distances(rows_CF: Tensor) -> Tensor:
+    """`[C, C]` float64 distances of rows that are few numbers wide, from the differences themselves: nothing cancels."""
+    exact = rows_CF.double()
+    return torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def from_products(products: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances, and which of them cancellation has made doubtful."""
     norms = products.diagonal()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators._base import RoundRefusedError
-from fl_lightning.aggregators._byzantine import Byzantine
+from fl_lightning.aggregators._byzantine import Byzantine, check_majority
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
@@ -20,12 +20,6 @@ from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chose
 
 MAX_NODES = 2_000_000
 """Nodes of a search for a vertex cover: about a minute."""
-
-
-def check_majority(rule: str, n_clients: int, n_byzantine: int) -> None:
-    """Raise ValueError unless f >= 0 and C > 2f."""
-    if n_byzantine < 0 or n_clients <= 2 * n_byzantine:
-        raise ValueError(f"{rule} needs C > 2f, got C={n_clients}, f={n_byzantine}")
 
 
 class Conflicts:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._bulyan import mean_near_median, surviving_near_median
-from fl_lightning.aggregators._byzantine import Byzantine
-from fl_lightning.aggregators._mda import check_majority
+from fl_lightning.aggregators._byzantine import Byzantine, check_majority
 from fl_lightning.aggregators._threads import column_wise
 
 

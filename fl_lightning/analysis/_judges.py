@@ -59,14 +59,12 @@ def judged_by(defense: Defense, updates_CD: Tensor, poisoned_C: Tensor, context:
         )
         notes.append(f"reweighs: the malicious ones' share {before:.3g} → {after:.3g}")
         changed = True
-    hooks = [
-        name for name in ("broadcast", "after_step", "finish") if getattr(type(defense), name) != getattr(Defense, name)
-    ]
+    acts = defense.acts_at("broadcast") or defense.acts_at("after_step") or defense.acts_at("finish")
     flags = verdict.flagged_C is not None or not bool(verdict.keep_C.all())
-    if hooks and not (flags or changed):
+    if acts and not (flags or changed):
         notes.append("changes the model itself, not the updates")
     found: dict[str, Any] = dict(detection(verdict.keep_C, poisoned_C, verdict.scores_C, "defense"))
-    if flags or not (changed or hooks):
+    if flags or not (changed or acts):
         found["flagged"] = int((~verdict.keep_C).sum())
         found["caught"] = int((~verdict.keep_C & poisoned_C).sum())
     else:  # it flags nobody by design, such as clipping: there is no alarm that it could miss

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fl_lightning.aggregators import direct_distances
 from fl_lightning.attacks._backdoor_training import Start, foreseen, mix, start_model
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._objectives import LabelMap, Objective
@@ -56,9 +57,7 @@ def widest_distance(updates_ND: Tensor) -> float:
     """Largest distance between two of the updates; for a single one that of two as long and at right angles."""
     if len(updates_ND) == 1:
         return float(updates_ND.double().norm()) * 2**0.5
-    return float(
-        torch.cdist(updates_ND.double(), updates_ND.double(), compute_mode="donot_use_mm_for_euclid_dist").max()
-    )
+    return float(direct_distances(updates_ND).max())
 
 
 def joint_choice(

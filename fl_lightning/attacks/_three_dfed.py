@@ -182,8 +182,8 @@ class ThreeDfed(BackdoorTraining):
         """The first `count` rows under noise that sums to 0 in every group."""
         head = view.flat.layout.classifier
         size_K = bad_MD[:, head.weight].mean(0).view(head.shape).norm(dim=1)
-        target = getattr(self.objective, "label", None)
-        if isinstance(target, int) and target < len(size_K):
+        target = self.objective.label
+        if target is not None and target < len(size_K):
             size_K[target] = float("inf")
         noisy = size_K.argsort(stable=True)[: min(self.neurons, len(size_K) - 1)]
         rows_MD = rows_MD.clone()

@@ -11,7 +11,7 @@ from fl_lightning import tracking
 from fl_lightning.config import Tracking
 from fl_lightning.errors import ConfigError, masked
 from fl_lightning.parallel import interruptible, tied
-from fl_lightning.paths import runs_folder
+from fl_lightning.paths import embedded, runs_folder
 from fl_lightning.search import studies_url
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -35,7 +35,7 @@ def ui(host: str, port: int) -> int:
             return dashboard.wait() if dashboard else 0
     print(f"MLflow UI on {_first_page(f'http://{host}:{port}')}  (Ctrl-C ends it)", flush=True)
     place = ["--host", host, "--port", str(port)]
-    if uri.startswith("sqlite:"):
+    if embedded(uri):
         place += ["--default-artifact-root", (runs_folder() / "artifacts").as_uri()]
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}  # nothing is scored online
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place]
@@ -75,7 +75,7 @@ def _check_place(host: str, port: int) -> None:
 def _dashboard(host: str, port: int, servers: ExitStack) -> "subprocess.Popen[bytes] | None":
     """Optuna's dashboard beside MLflow, where it is installed and there is a study to look at."""
     studies = studies_url()
-    if studies.startswith("sqlite:") and not os.path.isfile(studies.removeprefix("sqlite:///")):
+    if embedded(studies) and not os.path.isfile(studies.removeprefix("sqlite:///")):
         return None
     if find_spec("optuna_dashboard") is None:
         print("for Optuna's dashboard of the searches, too: pip install 'fl-lightning[dashboard]'", flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fl_lightning.attacks import as_span
+from fl_lightning.attacks import Choice, as_span
 from fl_lightning.errors import ConfigError, errors_under, excerpt
 from fl_lightning.parallel import Jobs
 from fl_lightning.registry import Label, Settings, Slot
@@ -183,7 +183,8 @@ class SweepSettings(Settings):
                     span = as_span(given)
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
-                if path == "attack" and not all(isinstance(name, str) for name in getattr(span, "values", [0])):
+                names = isinstance(span, Choice) and all(isinstance(name, str) for name in span.values)
+                if path == "attack" and not names:
                     raise ConfigError(f"an attack is chosen among names, got {excerpt(given)}")
         return value
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators import Aggregator, Layout
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
-from fl_lightning.defenses._root import root_rows
-from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.defenses._root import draw_for_later, root_rows
 from fl_lightning.errors import ConfigError
 
 
@@ -94,9 +93,7 @@ class Anp(Defense):
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay as they are; the samples of later are drawn."""
-        rows = root_rows(self.name, context, state, self.root_samples)
-        everybody_C = torch.ones(len(updates_CD), dtype=torch.bool)
-        return filtered(updates_CD, context, everybody_C, state={"root": rows})
+        return draw_for_later(self.name, updates_CD, context, state, self.root_samples)
 
     def finish(self, global_D: Tensor, context: ServerContext, state: State) -> Tensor:
         """The model without the weights of the units whose mask is below the bound."""

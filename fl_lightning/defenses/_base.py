@@ -173,6 +173,11 @@ class Defense(Component, ABC):
     else:
         n_byzantine, malicious_too = None, False
 
+    @classmethod
+    def acts_at(cls, hook: Literal["broadcast", "after_step", "finish"]) -> bool:
+        """Whether it changes the model at a hook; most defenses do at none."""
+        return getattr(cls, hook) is not getattr(Defense, hook)
+
     def resolved(self, n_clients: int) -> Self:
         """The defense with a number in place of `n_byzantine: auto`: a fifth of the rows of a round."""
         if not isinstance(self.n_byzantine, Auto):

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fl_lightning.aggregators import Aggregator, Geometry
+from fl_lightning.aggregators import Aggregator, Geometry, direct_distances
 from fl_lightning.data import random_inputs
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._clusters import TOO_FEW, hdbscan
@@ -85,7 +85,7 @@ def deepsight(
     """
 
     def euclidean(rows_CK: Tensor) -> Tensor:
-        return torch.cdist(rows_CK.double(), rows_CK.double(), compute_mode="donot_use_mm_for_euclid_dist").cpu()
+        return direct_distances(rows_CK).cpu()
 
     by_ddif_CC = torch.stack([apart(euclidean(rows_CK)) for rows_CK in ddif_SCK]).mean(0)
     joint_CC = (apart(angles_CC.cpu()) + apart(euclidean(neup_CK)) + by_ddif_CC) / 3

@@ -16,8 +16,8 @@ from fl_lightning.aggregators import Aggregator
 from fl_lightning.data import Samples
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
-from fl_lightning.defenses._root import root_rows
-from fl_lightning.defenses._verdicts import filtered, trained_slice
+from fl_lightning.defenses._root import draw_for_later, root_rows
+from fl_lightning.defenses._verdicts import trained_slice
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
 
@@ -64,9 +64,7 @@ class FinePrune(Defense):
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay as they are; the samples of later are drawn."""
-        rows = root_rows(self.name, context, state, self.root_samples)
-        everybody_C = torch.ones(len(updates_CD), dtype=torch.bool)
-        return filtered(updates_CD, context, everybody_C, state={"root": rows})
+        return draw_for_later(self.name, updates_CD, context, state, self.root_samples)
 
     def finish(self, global_D: Tensor, context: ServerContext, state: State) -> Tensor:
         """The repaired model."""

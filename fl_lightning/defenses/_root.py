@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data import Samples
-from fl_lightning.defenses._base import ServerContext, State
+from fl_lightning.defenses._base import ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
-from fl_lightning.defenses._verdicts import trained_slice
+from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
 
 
@@ -36,6 +36,13 @@ def root_rows(
     inside = samples.y[order] == label
     many = round(share * size)
     return torch.cat([order[inside][:many], order[~inside][: size - many]])
+
+
+def draw_for_later(name: str, updates_CD: Tensor, context: ServerContext, state: State, size: int) -> Verdict:
+    """The verdict of a defense that works on the model after the last round: all rows stay, its samples are drawn now."""
+    rows = root_rows(name, context, state, size)
+    everybody_C = torch.ones(len(updates_CD), dtype=torch.bool)
+    return filtered(updates_CD, context, everybody_C, state={"root": rows})
 
 
 def per_class(samples: Samples, each: int, label: int | None = None) -> Samples:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot, softplus
 
-from fl_lightning.aggregators import Layout
+from fl_lightning.aggregators import Layout, direct_distances
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._rflbat import principal_components
@@ -285,4 +285,4 @@ class Snowball(Defense):
 
 def _squared(rows_CF: Tensor) -> Tensor:
     """`[C, C]` float64 squared distances of the rows in a layer."""
-    return torch.cdist(rows_CF.double(), rows_CF.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    return direct_distances(rows_CF).square()

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fl_lightning.aggregators import direct_distances
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
 from fl_lightning.defenses._verdicts import classifier_columns, filtered
 
@@ -57,8 +58,7 @@ class ThreeSigma(Defense):
         if "centre" in state:
             centre_F, rounds, past = state["centre"].cpu(), int(state["rounds"]), state["distances"].cpu()
         else:
-            apart_CC = torch.cdist(rows_CF, rows_CF, compute_mode="donot_use_mm_for_euclid_dist")
-            centre_F, rounds, past = rows_CF[apart_CC.sum(1).argmin()], 0, rows_CF.new_empty(0)
+            centre_F, rounds, past = rows_CF[direct_distances(rows_CF).sum(1).argmin()], 0, rows_CF.new_empty(0)
         scores_C = (rows_CF - centre_F).norm(dim=1)
         keep_C = usual_distances(scores_C, past, self.lam)
         if bool(keep_C.any()):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -156,15 +156,14 @@ class Federation:
 
     def broadcast(self) -> None:
         """What defenses make of the model before it is sent: updates are measured from it, the server's step starts from it."""
-        for label, defense in self._overriding("broadcast").items():
+        for label, defense in self._acting_at("broadcast").items():
             context, memory = self.context(self.state.global_D.new_ones(0)), self.state.defenses[label]
             self.state.global_D, memory = defense.broadcast(self.state.global_D, context, memory)
             self.state.defenses[label] = dict(memory)
 
-    def _overriding(self, hook: str) -> dict[str, Defense]:
+    def _acting_at(self, hook: Literal["broadcast", "after_step", "finish"]) -> dict[str, Defense]:
         """The defenses that do something at a hook."""
-        defenses = self.experiment.defenses.items()
-        return {label: one for label, one in defenses if getattr(type(one), hook) is not getattr(Defense, hook)}
+        return {label: defense for label, defense in self.experiment.defenses.items() if defense.acts_at(hook)}
 
     def cohort(self) -> Cohort:
         """Who takes part in the next round; nobody attacks in the rounds of `evaluation.after`."""
@@ -355,7 +354,7 @@ class Federation:
             return
         state.past = {"reference_D": result.update_D}
         candidate_D = state.global_D + server.lr * server.direction(result.update_D, state.server)
-        for label, defense in self._overriding("after_step").items():
+        for label, defense in self._acting_at("after_step").items():
             context = self.context(state.global_D.new_ones(0))
             candidate_D, memory = defense.after_step(candidate_D, context, state.defenses[label])
             state.defenses[label] = dict(memory)
@@ -386,7 +385,7 @@ class Federation:
 
     def finish(self) -> Metrics:
         """What defenses make of the model after the last round, and its figures as `final/`; nothing where none does anything."""
-        repairing = self._overriding("finish")
+        repairing = self._acting_at("finish")
         for label, defense in repairing.items():
             context = self.context(self.state.global_D.new_ones(0))
             self.state.global_D = defense.finish(self.state.global_D, context, self.state.defenses[label])

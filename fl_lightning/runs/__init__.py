@@ -4,7 +4,7 @@ from fl_lightning.runs._campaign import Campaign, run_campaign
 from fl_lightning.runs._cells import Cell
 from fl_lightning.runs._checkpoint import Checkpoint, end_abandoned, run_folder, write_atomically
 from fl_lightning.runs._results import Results, Shown, html_table, latex_table, open, text_of
-from fl_lightning.runs._run import Outcome, Watch, no_observers, one_seed, reason
+from fl_lightning.runs._run import Outcome, Under, Watch, no_observers, one_seed, reason
 from fl_lightning.runs._seeds import resume, run
 from fl_lightning.runs._warmup import attack_start
 
@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "Results",
     "Shown",
+    "Under",
     "Watch",
     "attack_start",
     "end_abandoned",

@@ -19,7 +19,7 @@ from fl_lightning.paths import runs_folder
 from fl_lightning.registry import refuse_unreachable
 from fl_lightning.runs._cells import Cell, begun, cells_of, run_cell
 from fl_lightning.runs._results import Shown
-from fl_lightning.runs._run import Outcome, reason
+from fl_lightning.runs._run import Outcome, Under, reason
 
 __all__ = ["Campaign", "Cell", "run_campaign"]
 
@@ -157,6 +157,6 @@ def _worker(jobs: Jobs, *arguments: Any) -> Outcome | str:
 def _attempt(cell: Cell, experiment: Experiment, run_id: str | None, parent: str) -> Outcome | str:
     """The outcome of one cell, or why there is none."""
     try:
-        return run_cell(cell, experiment, run_id, parent, "cell")
+        return run_cell(cell, experiment, run_id, Under(parent, "cell"))
     except Exception as error:
         return f"{cell.name}, seed {cell.seed}: {reason(error)}"

@@ -7,7 +7,7 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError
 from fl_lightning.runs import _run as single
-from fl_lightning.runs._run import Outcome, Watch, no_observers, one_seed
+from fl_lightning.runs._run import Outcome, Under, Watch, no_observers, one_seed
 
 __all__ = ["Cell", "begun", "cells_of", "run_cell"]
 
@@ -35,13 +35,7 @@ def begun(parent: str) -> dict[Cell, str]:
 
 
 def run_cell(
-    cell: Cell,
-    experiment: Experiment,
-    run_id: str | None,
-    parent: str,
-    kind: str,
-    watch: Watch = no_observers,
-    title: str | None = None,
+    cell: Cell, experiment: Experiment, run_id: str | None, under: Under, watch: Watch = no_observers
 ) -> Outcome:
     """Run a cell, or what is left of it.
 
@@ -49,14 +43,12 @@ def run_cell(
         cell: its name.
         experiment: of one seed.
         run_id: its run where it was begun before.
-        parent: MLflow run to nest under.
-        kind: what the run is to its parent.
+        under: where it belongs in the store.
         watch: makes further observers.
-        title: name of the MLflow run; None: attack, server and seed.
     """
     if run_id:
         try:
             return single.resume_one(run_id, watch)
         except ConfigError:
             pass  # it failed, or was killed before its first checkpoint: run it again
-    return single.run_one(experiment, cell.name, watch, parent, kind, title=title)
+    return single.run_one(experiment, cell.name, watch, under)

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import exclusive
-from fl_lightning.paths import runs_folder
+from fl_lightning.paths import embedded, runs_folder
 
 __all__ = ["Kind", "kinds", "size_of"]
 
@@ -149,7 +149,7 @@ def _remove_warmups(folders: list[Path]) -> None:
 def _remove_runs(run_ids: list[str]) -> None:
     """MLflow's own way to forget runs for good."""
     uri = tracking.opened_uri()
-    if not uri.startswith("sqlite:"):
+    if not embedded(uri):
         raise ConfigError("runs of a tracking server are forgotten there: mlflow gc")
     command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--run-ids", ",".join(run_ids)]
     done = subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)

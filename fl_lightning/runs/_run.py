@@ -15,11 +15,12 @@ from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.parallel import exclusive
+from fl_lightning.paths import embedded
 from fl_lightning.runs._checkpoint import Checkpoint, check_room, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
 
-__all__ = ["Outcome", "Watch", "no_observers", "one_seed", "reason", "resume_one", "run_one"]
+__all__ = ["Outcome", "Under", "Watch", "no_observers", "one_seed", "reason", "resume_one", "run_one"]
 
 log = logging.getLogger("fl_lightning")
 
@@ -30,6 +31,24 @@ Watch = Callable[[Experiment], Sequence[Observer]]
 def no_observers(experiment: Experiment) -> tuple[()]:
     """Nobody watches."""
     return ()
+
+
+@dataclass(frozen=True)
+class Under:
+    """Where a run belongs in the store; by default it stands alone.
+
+    Attributes:
+        parent: MLflow run to nest under, or None.
+        kind: what the run is to its parent.
+        title: name of the MLflow run; None: attack, server and seed.
+    """
+
+    parent: str | None = None
+    kind: str = "run"
+    title: str | None = None
+
+
+ALONE = Under()
 
 
 @dataclass(frozen=True)
@@ -68,16 +87,14 @@ def run_one(
     experiment: Experiment,
     name: str,
     watch: Watch = no_observers,
-    parent: str | None = None,
-    kind: str = "run",
+    under: Under = ALONE,
     warmups: Path | None = None,
-    title: str | None = None,
 ) -> Outcome:
     """A tracked run of one seed; see `run`."""
     federation = Federation(experiment)
     check_room(federation)
-    title = title or tracking.run_name(experiment)
-    run_id = tracking.create_run(tracking.client(), experiment, title, kind, parent, **{"fl.experiment": name})
+    title, named = under.title or tracking.run_name(experiment), {"fl.experiment": name}
+    run_id = tracking.create_run(tracking.client(), experiment, title, under.kind, under.parent, **named)
     remember(run_id, experiment, name)
     return continue_run(run_id, federation, name, watch, warmups)
 
@@ -177,7 +194,7 @@ def finished_outcome(run_id: str) -> Outcome:
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
-    if found.info.status == "RUNNING" and store.tracking_uri.startswith("sqlite:") and not found.data.metrics:
+    if found.info.status == "RUNNING" and embedded(store.tracking_uri) and not found.data.metrics:
         tracking.end_run(tracking.client(), run_id, "KILLED", "its process was killed before it began")
         raise ConfigError(f"run {run_id} had not begun when its process was killed: give its command again")
     if found.info.status != "FINISHED" and not tracking.ended_early(tags):

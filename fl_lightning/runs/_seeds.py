@@ -12,7 +12,9 @@ from fl_lightning.parallel import interruptible
 from fl_lightning.runs._cells import begun, cells_of, run_cell
 from fl_lightning.runs._checkpoint import check_room, run_folder
 from fl_lightning.runs._run import (
+    ALONE,
     Outcome,
+    Under,
     Watch,
     continue_run,
     finished_outcome,
@@ -33,10 +35,8 @@ def run(
     experiment: Experiment,
     name: str = "experiment",
     watch: Watch = no_observers,
-    parent: str | None = None,
-    kind: str = "run",
+    under: Under = ALONE,
     warmups: Path | None = None,
-    title: str | None = None,
 ) -> Outcome:
     """A tracked run, or one run a seed under a parent where `seeds` asks for it.
 
@@ -44,17 +44,15 @@ def run(
         experiment: the configuration.
         name: what the experiment is called in tables.
         watch: makes further observers.
-        parent: MLflow run to nest under.
-        kind: what the run is to its parent.
+        under: where it belongs in the store; without `seeds` only.
         warmups: folder of clean rounds that runs before the attack share; None: every run does its own.
-        title: name of the MLflow run; None: attack, server and seed.
 
     Raises:
         ConfigError: anything wrong with configuration, data or disk, before a run is created.
         TrackingGoneError: the tracking server went away for good; the run can be resumed.
     """
     if not experiment.seeds:
-        return run_one(experiment, name, watch, parent, kind, warmups, title)
+        return run_one(experiment, name, watch, under, warmups)
     store = tracking.client()
     check_room(Federation(one_seed(experiment, experiment.seeds[0])))  # bad input shows before a run exists
     run_id = tracking.create_run(store, experiment, tracking.run_name(experiment), "seeds", **{"fl.experiment": name})
@@ -85,7 +83,7 @@ def _run_seeds(run_id: str, experiment: Experiment, name: str, watch: Watch) -> 
         known = begun(run_id)
         cells = cells_of({name: experiment}).items()
         outcomes = [
-            run_cell(cell, one, known.get(cell), run_id, "run", watch, f"seed {cell.seed}") for cell, one in cells
+            run_cell(cell, one, known.get(cell), Under(run_id, title=f"seed {cell.seed}"), watch) for cell, one in cells
         ]
         spread = {metric: interval(values, bounds(metric)) for metric, values in _by_metric(outcomes).items()}
         tracking.log_summary(store, run_id, spread)

@@ -21,7 +21,7 @@ from fl_lightning import tracking
 from fl_lightning.errors import ConfigError, excerpt
 from fl_lightning.inputs import FileSum, check_listed, file_sum, read_member, unpack_member, zip_members
 from fl_lightning.parallel import in_turn, interruptible
-from fl_lightning.paths import is_file, runs_folder
+from fl_lightning.paths import embedded, is_file, runs_folder
 from fl_lightning.search._packed import (
     PackedStudy,
     described_study,
@@ -147,7 +147,7 @@ def unpack(path: Path) -> Unpacked:
     path = path.expanduser()
     if not is_file(path):
         raise ConfigError(f"no file {path}")
-    if not tracking.tracking_uri().startswith("sqlite:"):
+    if not embedded(tracking.tracking_uri()):
         raise ConfigError("a pack is taken into the embedded store only: unset MLFLOW_TRACKING_URI")
     with _told(path), zipfile.ZipFile(path) as archive:
         contents = _contents(archive)

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from fl_lightning.errors import ConfigError
+from fl_lightning.paths import embedded
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._storage import studies_url
 
@@ -58,7 +59,7 @@ class PackedStudy(BaseModel):
 def _readable() -> Iterator[str | None]:
     """Address of the database of the searches, a file by a copy that can be written; None where there is none."""
     url = studies_url()
-    if not url.startswith("sqlite:"):
+    if not embedded(url):
         yield url
         return
     database = Path(url.removeprefix("sqlite:///"))

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import in_turn, shared
-from fl_lightning.paths import runs_folder
+from fl_lightning.paths import embedded, runs_folder
 from fl_lightning.tracking import StoreError
 
 __all__ = ["making_tables", "searching", "storage", "studies_url", "told"]
@@ -49,7 +49,7 @@ def studies_url() -> str:
 def storage(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage in a database; what a dead worker leaves behind is found by its heartbeat."""
     settings: dict[str, Any] = (
-        {"connect_args": {"timeout": PATIENCE_SECONDS}} if _embedded(url) else {"pool_pre_ping": True}
+        {"connect_args": {"timeout": PATIENCE_SECONDS}} if embedded(url) else {"pool_pre_ping": True}
     )
     return optuna.storages.RDBStorage(url, engine_kwargs=settings, heartbeat_interval=HEARTBEAT_SECONDS)
 
@@ -79,7 +79,7 @@ def told(url: str) -> Iterator[None]:
 @contextmanager
 def making_tables(url: str) -> Iterator[None]:
     """Alone in the database: two processes that make the tables at once break each other."""
-    if _embedded(url):
+    if embedded(url):
         with in_turn(runs_folder() / "optuna.lock"):
             yield
         return
@@ -97,7 +97,7 @@ def searching(url: str, name: str, when_alone: Callable[[], None]) -> Iterator[N
         name: the study.
         when_alone: called if nobody else is at work on it.
     """
-    if _embedded(url):
+    if embedded(url):
         with shared(runs_folder() / f"{name}.lock", when_alone):
             yield
         return
@@ -111,10 +111,6 @@ def searching(url: str, name: str, when_alone: Callable[[], None]) -> Iterator[N
         if alone:
             lock("pg_advisory_unlock")
         yield
-
-
-def _embedded(url: str) -> bool:
-    return url.startswith("sqlite:")
 
 
 @contextmanager

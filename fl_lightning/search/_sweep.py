@@ -266,10 +266,8 @@ def _confirm(
             base.override({**drawn, **own}),
             task.label,
             watcher.beside(watch),
-            task.run_id,
-            "confirmation",
+            runs.Under(task.run_id, "confirmation", f"seed {seed} {who}"),
             task.warmups,
-            f"seed {seed} {who}",
         )
         for metric, figures in values.items():
             figures.append(score(watcher.history, metric))

@@ -182,7 +182,8 @@ def _one_seed(trial: Trial, task: Task, experiment: Experiment, title: str) -> _
     """The experiment with its own seed; Optuna may end it after any round."""
     settings = experiment.sweep
     watcher = Watcher(trial, settings.metrics[0]) if len(settings.metrics) == 1 else Watcher()
-    outcome = runs.run(experiment, task.label, watcher.beside(), task.run_id, "trial", task.warmups, title)
+    under = runs.Under(task.run_id, "trial", title)
+    outcome = runs.run(experiment, task.label, watcher.beside(), under, task.warmups)
     values = [score(watcher.history, metric) for metric in settings.metrics]
     missed = violations(watcher.history, settings.constraints)
     return _Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped, watcher.pruned)
@@ -202,8 +203,8 @@ def _seed_by_seed(trial: Trial, task: Task, experiment: Experiment, run_id: str)
     stopped, pruned = None, False
     for position, seed in enumerate(settings.seeds):
         watcher = Watcher()
-        own = runs.one_seed(experiment, seed)
-        outcome = runs.run(own, task.label, watcher.beside(), run_id, "seed", task.warmups, f"seed {seed}")
+        own, under = runs.one_seed(experiment, seed), runs.Under(run_id, "seed", f"seed {seed}")
+        outcome = runs.run(own, task.label, watcher.beside(), under, task.warmups)
         values = [score(watcher.history, metric) for metric in settings.metrics]
         missed = violations(watcher.history, settings.constraints)
         found.append(_Measured(outcome.run_id, watcher.rounds, values, missed, outcome.stopped, pruned=False))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mlflow import MlflowClient
@@ -54,26 +54,32 @@ def kept_rounds(store: MlflowClient, run_id: str) -> dict[int, dict[str, torch.T
         return {int(Path(file).stem): load_file(store.download_artifacts(run_id, file, folder)) for file in files}
 
 
-def log_model(
-    store: MlflowClient,
-    run_id: str,
-    federation: Federation,
-    theta_D: torch.Tensor,
-    name: str,
-    step: int,
-    figures: Mapping[str, float],
-) -> str:
+class Snapshot(NamedTuple):
+    """A global model of a run.
+
+    Attributes:
+        name: of the model in its run, and of the file with its weights.
+        theta_D: `[D]` the model.
+        step: the round that the model is from.
+        figures: become tags of the model.
+    """
+
+    name: str
+    theta_D: torch.Tensor
+    step: int
+    figures: Mapping[str, float]
+
+
+def log_model(store: MlflowClient, run_id: str, federation: Federation, model: Snapshot) -> str:
     """Log a model in eval mode (MLflow's format) and its weights (safetensors); returns the model's URI.
 
     Args:
         store: client of the tracking store.
         run_id: the run that made the model.
         federation: knows the architecture, the data's shape and the device.
-        theta_D: `[D]` the model.
-        name: of the model in its run, and of the file with its weights.
-        step: the round that the model is from.
-        figures: become tags of the model.
+        model: what is logged.
     """
+    name, theta_D, step, figures = model
     if known := _logged(store, run_id, name):
         return known
     network = federation.bench.flat.load_(theta_D).eval()
@@ -82,12 +88,12 @@ def log_model(
         scores = network(example)
     tags = {key.replace("/", "."): str(value) for key, value in figures.items() if not key.startswith("time/")}
     with tempfile.TemporaryDirectory() as folder:
-        weights, model = Path(folder) / f"{name}.safetensors", Path(folder) / "model"
+        weights, saved = Path(folder) / f"{name}.safetensors", Path(folder) / "model"
         # Not mlflow.pytorch.log_model: that goes through MLflow's current run, server and experiment, which are the user's.
         logged = store.create_logged_model(store.get_run(run_id).info.experiment_id, name, run_id, tags)
         mlflow_pytorch().save_model(
             network.cpu(),
-            str(model),
+            str(saved),
             mlflow_model=Model(
                 artifact_path=logged.artifact_location,
                 run_id=run_id,
@@ -98,7 +104,7 @@ def log_model(
             input_example=example.cpu().numpy(),
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         )
-        store.log_model_artifacts(logged.model_id, str(model))
+        store.log_model_artifacts(logged.model_id, str(saved))
         store.finalize_logged_model(logged.model_id, "READY")
         store.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
         _link_figures(store, run_id, logged.model_id, step, figures)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mlflow import MlflowClient
@@ -37,14 +37,24 @@ STEALTHY = 0.5
 """The least attack success of a version that can be called stealthiest."""
 
 
+class Logged(NamedTuple):
+    """A logged model.
+
+    Attributes:
+        uri: where MLflow keeps it.
+        figures: last value of every metric.
+    """
+
+    uri: str
+    figures: Mapping[str, float]
+
+
 def register(
     store: MlflowClient,
     experiment: Experiment,
     run_id: str,
-    model_uri: str,
-    figures: Mapping[str, float],
-    clean_uri: str | None = None,
-    clean_figures: Mapping[str, float] | None = None,
+    model: Logged,
+    twin: Logged | None = None,
     inputs: tuple[Any, int] = ((), 0),
 ) -> str | None:
     """Put a poisoned model, and its attack-free twin where there is one, into the registry and move the aliases.
@@ -58,10 +68,8 @@ def register(
         store: client of the tracking store.
         experiment: what the model was made by.
         run_id: its run.
-        model_uri: its logged model.
-        figures: last value of every metric.
-        clean_uri: logged model of the twin.
-        clean_figures: figures of the twin.
+        model: the poisoned model.
+        twin: the attack-free twin's.
         inputs: shape of one input, and the number of classes.
 
     Returns:
@@ -71,7 +79,7 @@ def register(
     known = [found for found in store.search_model_versions(f"run_id='{run_id}'") if "twin_of" not in found.tags]
     if known:  # this run was killed after it had registered its model
         return f"{known[0].name}/{known[0].version}"
-    success = figures.get("attack/success")
+    success = model.figures.get("attack/success")
     if success is None:
         return None
     stronger = success > _figure(store, name, "strongest", "attack/success")
@@ -79,22 +87,22 @@ def register(
         return None
     attack = experiment.attack.name if experiment.attack else "none"
     tags = {"attack": attack, "weights": "final", "poisoned": "true"}
-    version = _new_version(store, name, model_uri, _tags(experiment, run_id, figures) | tags, experiment, inputs)
+    version = _new_version(store, name, model.uri, _tags(experiment, run_id, model.figures) | tags, experiment, inputs)
     if stronger:
         store.set_registered_model_alias(name, "strongest", version)
-    cosine = figures.get("stealth/cosine", -1.0)
+    cosine = model.figures.get("stealth/cosine", -1.0)
     if success >= STEALTHY and cosine > _figure(store, name, "stealthiest", "stealth/cosine"):
         store.set_registered_model_alias(name, "stealthiest", version)
-    if clean_uri and clean_figures:
+    if twin:
         clean = clean_name(experiment)
-        accuracy = clean_figures.get("global/accuracy", 0.0)
+        accuracy = twin.figures.get("global/accuracy", 0.0)
         better = accuracy > _figure(store, clean, "clean", "global/accuracy")
         own = {"attack": "none", "weights": "clean_twin", "poisoned": "false", "twin_of": f"{name}/{version}"}
-        tags = _tags(experiment, run_id, clean_figures) | own
-        twin = _new_version(store, clean, clean_uri, tags, experiment, inputs)
-        store.set_model_version_tag(name, str(version), "clean_twin", f"{clean}/{twin}")
+        tags = _tags(experiment, run_id, twin.figures) | own
+        number_of_twin = _new_version(store, clean, twin.uri, tags, experiment, inputs)
+        store.set_model_version_tag(name, str(version), "clean_twin", f"{clean}/{number_of_twin}")
         if better:
-            store.set_registered_model_alias(clean, "clean", twin)
+            store.set_registered_model_alias(clean, "clean", number_of_twin)
     return f"{name}/{version}"
 
 

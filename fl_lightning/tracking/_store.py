@@ -23,7 +23,7 @@ from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.metrics import Interval
-from fl_lightning.paths import SERVER, runs_folder, tracking_server
+from fl_lightning.paths import SERVER, embedded, runs_folder, tracking_server
 from fl_lightning.registry import ConfigError, flatten, foreign
 from fl_lightning.tracking._embedded import StoreError, database_of, opened, unwritable
 from fl_lightning.tracking._environment import command, environment, git_revision
@@ -53,7 +53,7 @@ def opened_uri() -> str:
         StoreError: the embedded store is damaged, locked, or of another version.
     """
     uri = tracking_uri()
-    return opened(database_of(uri), runs_folder()) if uri.startswith("sqlite:") else uri
+    return opened(database_of(uri), runs_folder()) if embedded(uri) else uri
 
 
 def client(*, only_read: bool = False) -> MlflowClient:
@@ -67,7 +67,7 @@ def client(*, only_read: bool = False) -> MlflowClient:
         StoreError: the embedded store is damaged, locked, or of another version.
     """
     uri = tracking_uri()
-    if uri.startswith("sqlite:") and not only_read and (reason := unwritable(database_of(uri))):
+    if embedded(uri) and not only_read and (reason := unwritable(database_of(uri))):
         raise ConfigError(reason)
     uri = opened_uri()
     return MlflowClient(uri, uri)
@@ -105,7 +105,7 @@ def experiment_id(store: MlflowClient, name: str) -> str:
         ConfigError: the tracking server does not answer, or the experiment was deleted.
     """
     location = None
-    if tracking_uri().startswith("sqlite:"):
+    if embedded(tracking_uri()):
         location = (runs_folder() / "artifacts").as_uri()
     try:
         found = store.get_experiment_by_name(name)

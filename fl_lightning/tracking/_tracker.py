@@ -19,9 +19,9 @@ from fl_lightning.partition import plot as plot_partition
 from fl_lightning.paths import runs_folder
 from fl_lightning.tracking._inputs import log_data
 from fl_lightning.tracking._journal import Entry, Journal
-from fl_lightning.tracking._models import ROUNDS, log_model, save_weights
+from fl_lightning.tracking._models import ROUNDS, Snapshot, log_model, save_weights
 from fl_lightning.tracking._pages import HEADLINES, figures_in_words
-from fl_lightning.tracking._registered import register
+from fl_lightning.tracking._registered import Logged, register
 from fl_lightning.tracking._store import client, describe, end_early, end_run, log_picture, reopen, tracking_uri
 from fl_lightning.tracking._system import Load
 
@@ -121,41 +121,32 @@ class Tracker:
         if not models:
             end_run(self.store, self.run_id, "FINISHED", state.stopped)
             return None, None
-        uri = log_model(self.store, self.run_id, federation, state.global_D, "final", state.round - 1, figures)
+        final = Snapshot("final", state.global_D, state.round - 1, figures)
+        uri = log_model(self.store, self.run_id, federation, final)
         best = state.strongest
         if best and best["round"] != state.round - 1:
-            log_model(
-                self.store,
-                self.run_id,
-                federation,
-                best["model"],
-                "most_successful_round",
-                best["round"],
-                best["metrics"],
-            )
+            strongest = Snapshot("most_successful_round", best["model"], best["round"], best["metrics"])
+            log_model(self.store, self.run_id, federation, strongest)
         registered = None
         kind = self.store.get_run(self.run_id).data.tags.get("fl.kind", "run")
         if not state.stopped and registers(self.experiment, kind):
-            registered = self._register(federation, uri, figures)
+            registered = self._register(federation, Logged(uri, figures))
         self.store.set_tag(self.run_id, "fl.model_uri", uri)
         if registered:
             self.store.set_tag(self.run_id, "fl.registered_model", registered)
         end_run(self.store, self.run_id, "FINISHED", state.stopped)
         return uri, registered
 
-    def _register(self, federation: Federation, uri: str, figures: Mapping[str, float]) -> str | None:
+    def _register(self, federation: Federation, poisoned: Logged) -> str | None:
         """Register the poisoned model, and the clean one of its twin."""
-        clean_uri, clean_figures = None, None
+        clean = None
         if federation.paired:
             twin = federation.paired.state
-            clean_figures = {name: value for metrics in twin.history for name, value in metrics.items()}
-            clean_uri = log_model(
-                self.store, self.run_id, federation, twin.global_D, "clean_twin", twin.round - 1, clean_figures
-            )
-        data = federation.data
-        return register(
-            self.store, self.experiment, self.run_id, uri, figures, clean_uri, clean_figures, (data.shape, data.classes)
-        )
+            figures = {name: value for metrics in twin.history for name, value in metrics.items()}
+            snapshot = Snapshot("clean_twin", twin.global_D, twin.round - 1, figures)
+            clean = Logged(log_model(self.store, self.run_id, federation, snapshot), figures)
+        inputs = (federation.data.shape, federation.data.classes)
+        return register(self.store, self.experiment, self.run_id, poisoned, clean, inputs)
 
     def abandon(self, status: str, reason: str, trace: str | None = None) -> bool:
         """End a run that did not come to its end; what was measured so far is delivered if that can be done quickly.

@@ -5,7 +5,7 @@ on the targets themselves, which are taken out of the clean test set.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +69,15 @@ class Objective(Component, ABC):
     """
 
     kind: ClassVar[Kind] = "backdoor"
+
+    if TYPE_CHECKING:
+
+        @property
+        def label(self) -> int | None:
+            """The class that is wished, where it is one; a field of objectives that ask for it."""
+            return None
+    else:
+        label = None
 
     @abstractmethod
     def goal(self, data: Dataset, generator: torch.Generator) -> Goal:

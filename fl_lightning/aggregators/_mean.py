@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators._base import Aggregate
-from fl_lightning.aggregators._geometry import Geometry, weighted_sum
+from fl_lightning.aggregators._blocks import weighted_sum
+from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean
 

@@ -10,7 +10,8 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -118,6 +119,7 @@ class BoostedSteps(Callback):
             self._task.load_(before_D + self.boost * self._task.step(self._own))
 
 
+@dataclass(eq=False)
 class MainThenAdversarial(Callback):
     r"""Eqs. 2-4 to the letter: a main step on a clean batch, then an adversarial step on a dirty one, their sums kept apart.
 
@@ -125,7 +127,7 @@ class MainThenAdversarial(Callback):
     $L_A + \rho_2 \sum_r h_r (\Delta_p)_r^2$, by one of its own. At the end of the fit the model is set to
     $G + \eta_1 \Delta_m + b \Delta_p$, so that what an engine takes for the update is what the attacker submits.
 
-    Args:
+    Attributes:
         dirty: samples of the adversarial task.
         optimizer: of the adversarial steps.
         batch_size: dirty samples a step.
@@ -137,29 +139,17 @@ class MainThenAdversarial(Callback):
         curvature_D: h, likewise.
     """
 
-    stackable = False
+    stackable: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        dirty: Samples,
-        optimizer: Optimizer,
-        batch_size: int,
-        main_weight: float,
-        boost: float,
-        rho1: float,
-        rho2: float,
-        benign_D: Tensor,
-        curvature_D: Tensor,
-    ):
-        self.dirty = dirty
-        self.optimizer = optimizer
-        self.batch_size = batch_size
-        self.main_weight = main_weight
-        self.boost = boost
-        self.rho1 = rho1
-        self.rho2 = rho2
-        self.benign_D = benign_D
-        self.curvature_D = curvature_D
+    dirty: Samples
+    optimizer: Optimizer
+    batch_size: int
+    main_weight: float
+    boost: float
+    rho1: float
+    rho2: float
+    benign_D: Tensor
+    curvature_D: Tensor
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is displaced yet."""

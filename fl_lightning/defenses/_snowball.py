@@ -186,9 +186,8 @@ def joined(
         _learn(network, among[apart], left + epochs_more)
         left = 0
         rest = [row for row in range(len(rows_CF)) if row not in elected]
-        noise = torch.randn(draws, 2 * len(elected), latent).to(
-            rows_CF
-        )  # the same for all: who is judged first is no matter
+        # The same for all: who is judged first is no matter
+        noise = torch.randn(draws, 2 * len(elected), latent).to(rows_CF)
         errors = [_strangeness(network, rows_CF[row], rows_CF[elected], noise) for row in rest]
         order = torch.tensor(errors).sort(stable=True).indices[: min(step, wanted - len(elected))]
         elected += [rest[place] for place in order.tolist()]

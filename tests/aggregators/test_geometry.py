@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fl_lightning.aggregators import Geometry, Past, nnm, squared_distances
-from fl_lightning.aggregators import _geometry as module
+from fl_lightning.aggregators import Geometry, Past, _blocks, _geometry, nnm, squared_distances
 from fl_lightning.aggregators._arc import Arc
 from fl_lightning.aggregators._nnm import Nnm
 from fl_lightning.randomness import generator
@@ -116,8 +115,9 @@ def test_untouched_rows_are_not_copied():
 
 def test_measured_once(monkeypatch):
     calls = []
-    real = module.gram
-    monkeypatch.setattr(module, "gram", lambda *args, **more: calls.append(1) or real(*args, **more))
+    real = _blocks.gram
+    for module in (_blocks, _geometry):
+        monkeypatch.setattr(module, "gram", lambda *args, **more: calls.append(1) or real(*args, **more))
     geometry = Geometry(normal(6, 50).float(), products_follow=True)
     kept = geometry.scale(torch.ones(6)).keep(torch.arange(6) < 4)
     for _ in range(2):

@@ -27,6 +27,8 @@ from fl_lightning.aggregators import (
     Nnm,
     Past,
     TrimmedMean,
+    _blocks,
+    _geometry,
     arc,
     bucketing,
     centered_clipping,
@@ -35,7 +37,6 @@ from fl_lightning.aggregators import (
     monna,
     nnm,
 )
-from fl_lightning.aggregators import _geometry as module
 from fl_lightning.errors import ConfigError
 from fl_lightning.randomness import generator
 from fl_lightning.registry import registry
@@ -123,11 +124,12 @@ def test_passes_over_the_matrix_are_two(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(module, "gram", counted("measured", module.gram))
-    monkeypatch.setattr(module, "weighted_sum", counted("summed", module.weighted_sum))
+    for module in (_blocks, _geometry):
+        monkeypatch.setattr(module, "gram", counted("measured", module.gram))
+        monkeypatch.setattr(module, "weighted_sum", counted("summed", module.weighted_sum))
     made = []
-    real = module.Mixtures.rows.func
-    monkeypatch.setattr(module.Mixtures, "rows", property(lambda self: made.append(1) or real(self)))
+    real = _blocks.Mixtures.rows.func
+    monkeypatch.setattr(_blocks.Mixtures, "rows", property(lambda self: made.append(1) or real(self)))
     for rule in (Krum(n_byzantine=3), MultiKrum(n_byzantine=3), Caf(n_byzantine=3), Cge(n_byzantine=3)):
         counts.update(measured=0, summed=0)
         Mixed(rule=rule, pre=(Arc(), Nnm()))(normal(12, 200))

@@ -6,8 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from fl_lightning.aggregators import Geometry, Krum, Layer, Layout, Mean, Median
-from fl_lightning.aggregators import _geometry as geometry_module
+from fl_lightning.aggregators import Geometry, Krum, Layer, Layout, Mean, Median, _blocks, _geometry
 from fl_lightning.config import load
 from fl_lightning.defenses import (
     Defense,
@@ -120,8 +119,9 @@ def test_passes_over_the_matrix_are_two(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(geometry_module, "gram", counted("gram", geometry_module.gram))
-    monkeypatch.setattr(geometry_module, "weighted_sum", counted("sum", geometry_module.weighted_sum))
+    for module in (_blocks, _geometry):
+        monkeypatch.setattr(module, "gram", counted("gram", module.gram))
+        monkeypatch.setattr(module, "weighted_sum", counted("sum", module.weighted_sum))
     monkeypatch.setattr(torch.linalg, "vector_norm", counted("gram", torch.linalg.vector_norm))
     left = run({"bound": NormBound(max_norm=0.5), "nearest": Nearest()}, honest())
     Mean().on(left.geometry, left.weights_R)

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 
 from fl_lightning import cli, runs
-from fl_lightning import registry as module
 from fl_lightning.aggregators import Aggregate, Aggregator, Mean
 from fl_lightning.clients import CallbackConfig
 from fl_lightning.config import dump, experiment_names, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import PluginError, foreign, import_class, name_of, registry
+from fl_lightning.registry import _registry as module
 from fl_lightning.runs import run_campaign
 
 ACME = '''

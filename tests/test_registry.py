@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from fl_lightning import registry as module
 from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.registry import SLOTS, Component, Registry, Slot, registry
+from fl_lightning.registry import _registry as module
 
 
 class Shape(Component):

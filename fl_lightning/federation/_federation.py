@@ -32,7 +32,7 @@ from fl_lightning.federation._state import (
     RoundReport,
     Submitted,
     Trained,
-    moved,
+    on_device,
 )
 from fl_lightning.metrics import Metric, accuracy_gap, detection, evaluate, persistence, stealth
 from fl_lightning.participation import Cohort, Never
@@ -419,12 +419,12 @@ class Federation:
         saved = dict(vars(self.state))
         if self.paired:
             saved["paired"] = vars(self.paired.state)
-        return {name: moved(value, torch.device("cpu")) for name, value in saved.items()}
+        return {name: on_device(value, torch.device("cpu")) for name, value in saved.items()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         device = self.state.global_D.device
-        moved = {name: moved(value, device) for name, value in saved.items()}
+        moved = {name: on_device(value, device) for name, value in saved.items()}
         paired = moved.pop("paired", None)
         self.state = FederationState(**moved)
         if self.paired:

@@ -169,12 +169,12 @@ class FederationState:
         self.stopped, self.given_up = reason, True
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def on_device(value: Any, device: torch.device) -> Any:
     """Nested mappings and lists with every tensor on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: on_device(item, device) for key, item in value.items()}
     if isinstance(value, list):
-        return [moved(item, device) for item in value]
+        return [on_device(item, device) for item in value]
     return value

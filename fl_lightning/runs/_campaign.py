@@ -86,8 +86,7 @@ def run_campaign(
         for cell, experiment in cells.items():
             with errors_under(cell.name):
                 refuse_unreachable(experiment)
-    text = json.dumps([title, {name: one.digest() for name, one in experiments.items()}], sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = _key(title, experiments)
     store = tracking.client()
     outcomes: dict[Cell, Outcome] = {}
     failures: dict[Cell, str] = {}
@@ -109,10 +108,15 @@ def run_campaign(
                     failures[cell] = finished
                 progress(len(outcomes) + len(failures), len(cells), cell)
         tracking.end_children(parent, "KILLED", "its process was killed")
-        tracking.end_run(
-            store, parent, "FINISHED" if not failures else "FAILED", "; ".join(sorted(set(failures.values())))
-        )
+        status = "FAILED" if failures else "FINISHED"
+        tracking.end_run(store, parent, status, "; ".join(sorted(set(failures.values()))))
     return Campaign(parent, {cell: outcomes[cell] for cell in cells if cell in outcomes}, failures)
+
+
+def _key(title: str, experiments: Mapping[str, Experiment]) -> str:
+    """What the same campaign is found again by."""
+    text = json.dumps([title, {name: experiment.digest() for name, experiment in experiments.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:

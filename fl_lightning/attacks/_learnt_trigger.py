@@ -1,7 +1,7 @@
 """What attacks with a trigger that is learnt during the run have in common."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -39,8 +39,7 @@ class LearntTrigger(BackdoorTraining, ABC):
     @property
     def label(self) -> int:
         """The wished class."""
-        label: int = self.objective.label  # type: ignore[attr-defined]
-        return label
+        return cast(Trigger, self.objective).label
 
     def check(self, data: Dataset, loss: Loss) -> None:
         """Images must be all that the model looks at."""

@@ -183,7 +183,7 @@ def certify_smoothed(
     check_classification(federation)
     check_linear(federation)
     backdoor = backdoor_of(federation)
-    outcome = runs.run(experiment.override({"attack": None}), name, watch, title=f"certify: {name}")
+    outcome = runs.run(experiment.override({"attack": None}), name, watch, under=runs.Under(title=f"certify: {name}"))
     theta_D, test = final_model(federation, outcome.run_id), federation.data.test
     counts_nK = _votes(federation, theta_D, crfl.sigma, copies)
     labels_n, low_n, high_n = probability_bounds(counts_nK, alpha)

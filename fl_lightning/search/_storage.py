@@ -68,7 +68,7 @@ def told(url: str) -> Iterator[None]:
         reason = str(getattr(cause, "orig", cause)).splitlines()[0]
         if "locked" in reason:
             what = "another process holds it; end that process, or wait for it"
-        elif _embedded(url):
+        elif embedded(url):
             what = "move it away, and searches begin anew, or put a copy that is whole in its place; the runs are not in it"
         else:
             what = "give the same command again when it answers"

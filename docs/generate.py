@@ -161,7 +161,7 @@ def background(cls: type) -> str:
 
 def bibliography(keys: tuple[str, ...]) -> str:
     """The BibTeX entries that a component cites."""
-    text = (Path(inspect.getfile(Component)).parent / "references.bib").read_text()
+    text = (CONFIGS.parent / "references.bib").read_text(encoding="utf-8")
     entries = {
         match[1]: match[0].strip() for match in re.finditer(r"^@\w+\{(\S+?),.*?^\}", text, re.DOTALL | re.MULTILINE)
     }

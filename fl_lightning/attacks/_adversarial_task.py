@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fl_lightning.callbacks._contract import client_of, trained_parameters
 from fl_lightning.data import Samples
+from fl_lightning.models import BATCH_NORMS
 
 
 def endless(samples: Samples, batch_size: int, generator: torch.Generator) -> Iterator[Samples]:
@@ -22,7 +23,7 @@ def endless(samples: Samples, batch_size: int, generator: torch.Generator) -> It
 @contextmanager
 def _resting(module: nn.Module) -> Iterator[None]:
     """Normalisation layers in eval mode, for the length of a with block."""
-    layers = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    layers = [part for part in module.modules() if isinstance(part, BATCH_NORMS) and part.training]
     for layer in layers:
         layer.eval()
     try:

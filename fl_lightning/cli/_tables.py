@@ -1,6 +1,6 @@
 """What the commands print: figures as tables."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -9,8 +9,10 @@ from fl_lightning.config import Experiment
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
 from fl_lightning.runs import Outcome
-from fl_lightning.search import SweepOutcome
 from fl_lightning.tracking import look_closer
+
+if TYPE_CHECKING:
+    from fl_lightning.search import SweepOutcome  # Optuna takes half a second, and a run needs none
 
 __all__ = ["print_outcome", "print_plugins", "print_sweep", "wide_console"]
 
@@ -74,7 +76,7 @@ def print_outcome(outcome: Outcome, everything: bool = True) -> None:
     console.print(f"run {outcome.run_id}\n{look_closer(outcome.run_id)}", soft_wrap=True, highlight=False)
 
 
-def print_sweep(outcome: SweepOutcome, experiment: Experiment) -> None:
+def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
     """The best trials of a search, and what its winner is worth on unseen seeds."""
     console = wide_console()
     metrics = experiment.sweep.metrics

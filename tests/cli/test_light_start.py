@@ -24,6 +24,7 @@ COMMANDS = {
     "list one": (["list", "attack", "alie"], {"rich"}),
     "show": (["show", "digits"], {"torch", "pydantic"}),
     "bad input": (["run", "digits", "roundz=3"], {"torch", "pydantic"}),
+    "run": (["run", "digits", "rounds=1"], set(HEAVY) - {"optuna", "pytorch_lightning"}),
     "bad input of a sweep": (["sweep", "digits", "attack=ali"], {"torch", "pydantic"}),
 }
 

@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import cache
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +12,9 @@ from rich.table import Table
 from fl_lightning.cli._console import plain_console
 from fl_lightning.cli._index import Entry, index
 from fl_lightning.paths import CONFIGS, config_folders, config_names, find_config
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["listing"]
 
@@ -86,9 +91,15 @@ def _known(slot: str) -> dict[str, Entry]:
 
 def _plugins(slot: str) -> list[str]:
     """Names that installed packages add; what they are is only known by importing them."""
-    from importlib.metadata import entry_points
+    return sorted({entry.name for entry in _entry_points() if entry.group == f"fl_lightning.{slot}"})
 
-    return sorted({entry.name for entry in entry_points(group=f"fl_lightning.{slot}")})
+
+@cache
+def _entry_points() -> "list[EntryPoint]":
+    """Of every installed package: a file of each is read, so once for all slots."""
+    from importlib.metadata import distributions
+
+    return [entry for distribution in distributions() for entry in distribution.entry_points]
 
 
 def _of_plugin(slot: str, name: str) -> Entry:

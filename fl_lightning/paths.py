@@ -15,7 +15,9 @@ def config_folders() -> tuple[Path, ...]:
 
 
 def find_config(kind: str, name: str) -> Path | None:
-    """`<kind>/<name>.yaml` in the first folder that has it."""
+    """`<kind>/<name>.yaml` in the first folder that has it; none for what is a path, not a name."""
+    if Path(name).name != name:
+        return None
     paths = (folder / kind / f"{name}.yaml" for folder in config_folders())
     return next((path for path in paths if is_file(path)), None)
 

@@ -5,7 +5,7 @@ References:
 """
 
 from statistics import NormalDist
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,9 @@ from fl_lightning.attacks._perturbation import half_flipped, wide
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 Side = Literal["minus", "plus"]
 
@@ -81,6 +84,16 @@ class Alie(Crafted):
     z: Annotated[float | None, Tunable(0.1, 5, log=True)] = Field(default=None, ge=0)
     sign: Annotated[Side, Choice(("minus", "plus"))] = "minus"
     flip_half: Annotated[bool, Choice((False, True))] = False
+
+    def cautions(self, experiment: "Experiment") -> list[str]:
+        """A deviation of 0 harms nobody; that of the paper is 0 where the attackers are too few."""
+        clients, participation = experiment.partition.clients, experiment.participation
+        everybody = isinstance(clients, int) and participation.per_round(clients) == clients
+        idle = not largest_z(clients, participation.malicious) if self.z is None and everybody else self.z == 0
+        numbers = f" for C={clients}, M={participation.malicious}" if self.z is None else ""
+        return (
+            [f"attack alie: z is 0{numbers}: attackers send the mean of honest updates (set attack.z)"] if idle else []
+        )
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Copies of one crafted update."""

@@ -86,6 +86,11 @@ def boost_cautions(name: str, boost: float | None, knowledge: str, experiment: "
             f"attack {name}: its default boost replaces the model where the server adds the update; with "
             f"{server.optimizer} at the server it means nothing (set attack.boost)"
         )
+    if server.optimizer == "momentum":
+        cautions.append(
+            f"attack {name}: its default boost replaces the model once; the server's momentum then repeats the boosted update "
+            "in the rounds after (set attack.boost)"
+        )
     if server.weights != "equal" and knowledge != "full" and experiment.partition.name in UNEQUAL:
         cautions.append(
             f"attack {name}: its default boost takes all clients' weights for equal, and partition {experiment.partition.name} "

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from fl_lightning import tracking
 from fl_lightning.config import Tracking
-from fl_lightning.errors import ConfigError, masked
+from fl_lightning.errors import ConfigError, excerpt, masked
 from fl_lightning.parallel import interruptible, tied
 from fl_lightning.paths import embedded, runs_folder
 from fl_lightning.search import studies_url
@@ -60,10 +60,10 @@ def _check_place(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             why = getattr(error, "strerror", None) or "no name of a machine"
             other = port + 1 if port < 65535 else 5000
-            raise ConfigError(f"cannot listen on {host}:{port} ({why}); try --port {other}") from None
+            raise ConfigError(f"cannot listen on {excerpt(host)}, port {port} ({why}); try --port {other}") from None
     if host not in LOCAL:
         print(
             f"warning: whoever reaches {host}:{port} can read, change and delete all runs, MLflow asks for no password; "

@@ -98,7 +98,9 @@ def estimate_sweep(experiment: Experiment, as_json: bool) -> int:
     """Print what a search would need: its trials, then the runs that confirm its winner; returns the exit code."""
     from fl_lightning.search._first_trials import check_first
     from fl_lightning.search._space import search_space
+    from fl_lightning.search._sweep import check_confirmation
 
+    check_confirmation(experiment)
     check_first(experiment, search_space(experiment))
     found, settings = measure(experiment), experiment.sweep
     seeds, confirmations = max(1, len(settings.seeds)), 2 * len(settings.confirm_seeds)

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -63,13 +64,25 @@ def _tell(error: Exception, debug: bool) -> int:
         import traceback
 
         print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    if isinstance(error, ConfigError | ConnectionError):
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    impossible = _impossible_name(error)
+    if impossible or isinstance(error, ConfigError | ConnectionError):
+        print(f"error: {one_line(impossible or str(error))}", file=sys.stderr)
+        return 2 if impossible or isinstance(error, ConfigError) else 1
     notes = [*getattr(error, "__notes__", ())] or ([] if debug else ["--debug shows where"])
     line = "; ".join([f"{type(error).__name__}: {error}", *notes])
     print(f"error: {one_line(line)}", file=sys.stderr)
     return 1
+
+
+def _impossible_name(error: Exception) -> str:
+    """What is wrong with a name that the operating system takes for none; empty for any other error."""
+    from fl_lightning.errors import excerpt
+
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"too long for the name of a file: {excerpt(error.filename)}"
+    if isinstance(error, ValueError) and str(error).startswith(("embedded null", "embedded NUL")):
+        return "a name holds the character NUL, which no file has in its name"
+    return ""
 
 
 def _print_json(value: Any) -> None:
@@ -150,8 +163,15 @@ def _changes(words: str) -> dict[str, Any]:
     import shlex
 
     from fl_lightning.config import parse_changes
+    from fl_lightning.errors import ConfigError, excerpt
 
-    return dict(parse_changes(shlex.split(words)))
+    try:
+        parts = shlex.split(words)
+    except ValueError as error:
+        raise ConfigError(f"cannot be taken apart ({error}), got {excerpt(words)}", "--enqueue") from None
+    if not parts:
+        raise ConfigError("a trial needs path=value, got nothing", "--enqueue")
+    return dict(parse_changes(parts))
 
 
 def matrix(options: argparse.Namespace) -> int:
@@ -255,6 +275,8 @@ def data(options: argparse.Namespace) -> int:
         for name in options.names:
             data.get(name, lambda line: console.print(line, soft_wrap=True, highlight=False))
         return 0
+    if options.names:
+        raise ConfigError("list takes no names, it shows all; to get some: fl-lightning data get NAME ...")
     table = Table("data set", "train", "test", "input", "classes", "where", box=None)
     for one in data.status():
         kind = str(one.classes) if one.task == "classification" else one.task

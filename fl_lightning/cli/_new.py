@@ -2,9 +2,13 @@
 
 import keyword
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from fl_lightning.errors import ConfigError
+from fl_lightning.cli._index import index
+from fl_lightning.errors import ConfigError, excerpt
+from fl_lightning.paths import config_names
 
 __all__ = ["KINDS", "new"]
 
@@ -168,6 +172,10 @@ def test_it_runs(monkeypatch):
     assert "owner/worst" in federation.run().history[-1]
 '''
 
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+LONGEST = 60
+"""Characters of a name."""
+
 METHODS = {"aggregator": AGGREGATOR, "attack": ATTACK, "defense": DEFENSE}
 KINDS = (*METHODS, "experiment")
 
@@ -183,13 +191,16 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
     Raises:
         ConfigError: a name that is none, or a folder that is there.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise ConfigError(f"a name has lower-case letters, digits and underscores, got {name!r}")
+    if not NAME.fullmatch(name) or len(name) > LONGEST or keyword.iskeyword(name):
+        raise ConfigError(
+            f"a name has lower-case letters, digits and underscores between them, at most {LONGEST}, and is no word of "
+            f"Python's; got {excerpt(name)}"
+        )
     root = folder / name
     if root.exists():
         raise ConfigError(f"{root} is there already")
-    title = "".join(part.capitalize() for part in name.split("_"))
-    words = {"kind": kind, "name": name, "title": title, "dashed": name.replace("_", "-")}
+    _refuse_taken(kind, name)
+    words = {"kind": kind, "name": name, "title": title_of(name), "dashed": name.replace("_", "-")}
     if kind == "experiment":
         files = {
             f"configs/experiment/{name}.yaml": EXPERIMENT.format(**words),
@@ -207,6 +218,30 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding="utf-8")
     return [root / path for path in files]
+
+
+def _refuse_taken(kind: str, name: str) -> None:
+    """Refuse what would hide, or be hidden by, something that is there already."""
+    if kind == "experiment":
+        if name in config_names("experiment"):
+            raise ConfigError(f"there is an experiment {name} already; choose another name")
+        return
+    if name in index()[kind]:
+        raise ConfigError(f"{kind} {name} is shipped with fl-lightning; choose another name")
+    if name in sys.stdlib_module_names or find_spec(name):
+        raise ConfigError(
+            f"a module {name} is installed already, and one of the two would hide the other; choose another name"
+        )
+    imports = " ".join(re.findall(r"^from .* import (.*)$", METHODS[kind], re.MULTILINE))
+    if (title := title_of(name)) in re.findall(r"\w+", imports):
+        raise ConfigError(
+            f"its class would be called {title} as one of fl-lightning's own; choose another name, got {name!r}"
+        )
+
+
+def title_of(name: str) -> str:
+    """`shortest_mean` as `ShortestMean`."""
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def made_up() -> str:

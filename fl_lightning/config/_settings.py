@@ -105,6 +105,10 @@ class Tracking(Settings):
         return self
 
 
+NOT_SEARCHED = ("seed", "seeds", "evaluation", "tracking", "sweep", "paper", "fast", "engine")
+"""Settings that no search varies."""
+
+
 class SweepSettings(Settings):
     """The search for the strongest attack, or for the best defense.
 
@@ -179,6 +183,11 @@ class SweepSettings(Settings):
     def _ranges(cls, value: dict[str, Any]) -> dict[str, Any]:
         for path, given in value.items():
             with errors_under(path):
+                if path.partition(".")[0] in NOT_SEARCHED:
+                    raise ConfigError(
+                        f"a search varies what changes the result of a run; {', '.join(NOT_SEARCHED)} say how it is "
+                        "repeated, measured or kept"
+                    )
                 try:
                     span = as_span(given)
                 except ValueError as error:

@@ -233,6 +233,8 @@ class Federation:
         if torch.equal(updates_MD, submitted_CD[malicious_C]):
             say_once(f"the attack {attack.name} sends what honest clients would send (attack/idle)")
             metrics.setdefault("attack/idle", 1.0)
+        elif metrics.get("attack/idle"):
+            say_once(f"the attack {attack.name} has nothing to change in a round (attack/idle)")
         submitted_CD[malicious_C] = updates_MD
         return Submitted(cohort, trained.jobs, submitted_CD, claimed_weights(self, trained), malicious_C, metrics)
 

@@ -120,10 +120,7 @@ def _key(title: str, experiments: Mapping[str, Experiment]) -> str:
 
 
 def _parent(store: MlflowClient, experiment: Experiment, title: str, key: str) -> str:
-    found = tracking.find_tagged(store, experiment.tracking.experiment, "fl.campaign", key)
-    if found:
-        return found
-    return tracking.create_run(store, experiment, title, "campaign", **{"fl.campaign": key})
+    return tracking.find_or_create(store, experiment, title, "campaign", ("fl.campaign", key))
 
 
 def _work(

@@ -15,7 +15,7 @@ from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation, Observer
 from fl_lightning.parallel import exclusive
-from fl_lightning.paths import embedded
+from fl_lightning.paths import embedded, is_file
 from fl_lightning.runs._checkpoint import Checkpoint, check_room, run_folder, write_atomically
 from fl_lightning.runs._results import Shown
 from fl_lightning.runs._warmup import Warmup
@@ -23,6 +23,8 @@ from fl_lightning.runs._warmup import Warmup
 __all__ = ["Outcome", "Under", "Watch", "no_observers", "one_seed", "reason", "resume_one", "run_one"]
 
 log = logging.getLogger("fl_lightning")
+
+NOT_BEGUN = "its process was killed before it began"
 
 Watch = Callable[[Experiment], Sequence[Observer]]
 """Makes the observers of one run, such as a progress bar."""
@@ -109,7 +111,7 @@ def resume_one(run_id: str, watch: Watch = no_observers) -> Outcome:
 
 def is_begun(run_id: str) -> bool:
     """Whether the folder of a run that is not finished is here."""
-    return (run_folder(run_id) / "config.yaml").is_file()
+    return Path(run_id).name == run_id and is_file(run_folder(run_id) / "config.yaml")
 
 
 def recall(run_id: str) -> tuple[Experiment, str]:
@@ -194,8 +196,15 @@ def finished_outcome(run_id: str) -> Outcome:
     store = tracking.client(only_read=True)
     found = tracking.find_run(store, run_id)
     tags = found.data.tags
+    if tags.get("fl.kind") in ("study", "campaign"):
+        raise ConfigError(
+            f"run {run_id} is a {tags['fl.kind']} of several runs: give its command again, and it goes on"
+        )
     if found.info.status == "RUNNING" and embedded(store.tracking_uri) and not found.data.metrics:
-        tracking.end_run(tracking.client(), run_id, "KILLED", "its process was killed before it began")
+        tracking.end_run(tracking.client(), run_id, "KILLED", NOT_BEGUN)
+        shutil.rmtree(run_folder(run_id), ignore_errors=True)
+        tags = tags | {"fl.stopped": NOT_BEGUN}
+    if tags.get("fl.stopped") == NOT_BEGUN:
         raise ConfigError(f"run {run_id} had not begun when its process was killed: give its command again")
     if found.info.status != "FINISHED" and not tracking.ended_early(tags):
         raise ConfigError(

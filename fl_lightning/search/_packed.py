@@ -66,15 +66,12 @@ def _readable() -> Iterator[str | None]:
     if not database.is_file():
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with (
-                closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=20)) as old,
-                closing(sqlite3.connect(f"{folder}/optuna.db")) as new,
-            ):
-                old.backup(new)
-        except sqlite3.Error as error:
-            raise ConfigError(f"cannot read {database}: {error}") from None
+    with studies.told(url), tempfile.TemporaryDirectory() as folder:
+        with (
+            closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=20)) as old,
+            closing(sqlite3.connect(f"{folder}/optuna.db")) as new,
+        ):
+            old.backup(new)
         yield f"sqlite:///{folder}/optuna.db"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fl_lightning import tracking
 from fl_lightning.config import Experiment, Tracking
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start, end_abandoned
@@ -140,11 +141,17 @@ class Placed(optuna.samplers.BaseSampler):
 
 def end_killed(study: optuna.Study) -> None:
     """End what a killed process left RUNNING; only called when no other process works on the study."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
         if fixed := trial.system_attrs.get("fixed_params"):  # it was not drawn: the next one would be
             study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
         study.tell(trial.number, state=TrialState.FAIL)
     end_abandoned(study.user_attrs["run_id"])
+    if running:
+        names = [f"#{trial.number}" for trial in running]
+        tracking.take_back(
+            study.user_attrs["run_id"], names, "its process was killed before the search took its figure"
+        )
 
 
 def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

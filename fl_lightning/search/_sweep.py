@@ -8,12 +8,15 @@ search never saw.
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 import optuna
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from fl_lightning import runs, tracking
@@ -37,6 +40,9 @@ from fl_lightning.search._workers import Progress, run_trials
 from fl_lightning.tracking import find
 
 log = logging.getLogger("fl_lightning")
+
+MARK = "mark"
+"""Attribute of a study: what its run in MLflow is found by."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,24 @@ def sweep(
     Raises:
         ConfigError: bad input, before any trial.
     """
+    check_confirmation(experiment)
     with _searched(experiment, label, progress, enqueue) as (task, study):
         return _conclude(task, study, watch)
+
+
+def check_confirmation(experiment: Experiment) -> None:
+    """Refuse to confirm a winner on the seed that it was found on.
+
+    Raises:
+        ConfigError: the seed of the search is among those of the confirmation.
+    """
+    search = experiment.sweep
+    if not search.seeds and experiment.seed in search.confirm_seeds:
+        raise ConfigError(
+            f"the search must not have seen these seeds, and it runs with seed {experiment.seed}; "
+            f"got {list(search.confirm_seeds)}",
+            "sweep.confirm_seeds",
+        )
 
 
 @interruptible()
@@ -155,13 +177,14 @@ def _searched(
             end_killed(study)
             return
         begun = "run_id" in study.user_attrs
-        run_id = tracking.create_run(
-            store, experiment, f"search: {tracking.registered_name(experiment)}", "study", **{"fl.experiment": label}
-        )
         if begun:
             log.warning("the run of study %s is not in %s any more: it has a new one", name, tracking.tracking_uri())
         else:
             enqueue_first(study, task.storage, experiment, space)
+        if MARK not in study.user_attrs:  # so that a run whose maker was killed is found again
+            study.set_user_attr(MARK, uuid4().hex)
+        title, mark = f"search: {tracking.registered_name(experiment)}", ("fl.study", study.user_attrs[MARK])
+        run_id = tracking.find_or_create(store, experiment, title, "study", mark, **{"fl.experiment": label})
         study.set_user_attr("run_id", run_id)
         end_killed(study)
 
@@ -224,12 +247,13 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
         rounds_saved=1 - rounds / (experiment.planned_rounds * max(1, len(settings.seeds)) * len(measured)),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
+    figures = {"sweep/rounds_saved": outcome.rounds_saved}
     for metric in settings.metrics:
-        figures = {"confirmed": outcome.confirmed[metric].mean, "configured": outcome.default[metric].mean}
-        figures |= {"searched": searched[metric]} if searched else {}
-        for name, value in figures.items():
-            store.log_metric(task.run_id, f"sweep/{name}/{metric}", value)
-    store.log_metric(task.run_id, "sweep/rounds_saved", outcome.rounds_saved)
+        figures |= {
+            f"sweep/confirmed/{metric}": outcome.confirmed[metric].mean,
+            f"sweep/configured/{metric}": outcome.default[metric].mean,
+        } | ({f"sweep/searched/{metric}": searched[metric]} if searched else {})
+    tracking.log_figures(store, task.run_id, figures)
     for name, figure in pictures(study, settings.metrics):
         tracking.log_picture(store, task.run_id, figure, f"search_{name}.png")
     tell(store, study, experiment, outcome)
@@ -258,20 +282,36 @@ def _confirm(
     """Figures on the unseen seeds; the first run's model is registered."""
     values: dict[str, list[float]] = {metric: [] for metric in base.sweep.metrics}
     registered = None
+    store = tracking.client()
+    query = " AND tags.`fl.kind` = 'confirmation' AND attributes.status = 'FINISHED'"
+    known = {_told_by(run): run for run in tracking.nested(store, task.run_id, query)}
     for position, seed in enumerate(base.sweep.confirm_seeds):
         first = position == 0 and register != "never"  # its clean twin goes into the registry beside it
         own = {"seed": seed, "tracking.register": register if first else "never", "evaluation.twin": first}
-        watcher = Watcher()
-        outcome = runs.run(
-            base.override({**drawn, **own}),
-            task.label,
-            watcher.beside(watch),
-            runs.Under(task.run_id, "confirmation", f"seed {seed} {who}"),
-            task.warmups,
-        )
+        experiment, title = base.override({**drawn, **own}), f"seed {seed} {who}"
+        if done := known.get((title, experiment.digest())):
+            outcome = runs.resume(done.info.run_id)
+            history: Sequence[Mapping[str, float]] = _figures(store, outcome.run_id, values)
+        else:
+            watcher = Watcher()
+            under = runs.Under(task.run_id, "confirmation", title)
+            outcome = runs.run(experiment, task.label, watcher.beside(watch), under, task.warmups)
+            history = watcher.history
         for metric, figures in values.items():
-            figures.append(score(watcher.history, metric))
+            figures.append(score(history, metric))
         shown = " ".join(f"{figures[-1]:.4f}" for figures in values.values())
-        tracking.rename(tracking.client(), outcome.run_id, f"seed {seed} {who} {shown}")
+        tracking.rename(store, outcome.run_id, f"{title} {shown}")
         registered = registered or outcome.registered_model
     return values, registered
+
+
+def _told_by(run: Run) -> tuple[str, str]:
+    """What a confirmation is known by: seed, who was confirmed, and its configuration."""
+    return " ".join(str(run.info.run_name).split(" ")[:3]), str(run.data.tags.get("fl.config"))
+
+
+def _figures(store: MlflowClient, run_id: str, metrics: Iterable[str]) -> list[dict[str, float]]:
+    """Some metrics of a finished run, round by round."""
+    return [
+        {metric: value} for metric in metrics for _, value in sorted(tracking.history(store, run_id, metric).items())
+    ]

@@ -1,9 +1,11 @@
 """Who runs the trials of a search: this process, others beside it, or a Ray cluster."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime
+from typing import cast
 
 import optuna
 from optuna.trial import TrialState
@@ -24,6 +26,12 @@ Progress = Callable[[optuna.Study, int], None]
 
 def run_trials(task: Task, study: optuna.Study, progress: Progress) -> None:
     """Trials until there are as many as asked for: here, or in worker processes on this machine or a Ray cluster."""
+    log_course(task, study)  # what a killed process had no time for
+    _run_missing(task, study, progress)
+    log_course(task, study)
+
+
+def _run_missing(task: Task, study: optuna.Study, progress: Progress) -> None:
     search = task.experiment.sweep
     trials = study.get_trials(deepcopy=False, states=DONE)
     missing = max(0, search.trials + killed(trials) - len(trials))
@@ -64,7 +72,6 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
     """Trials until enough are done or under way."""
     study = task.open()
     settings = task.experiment.sweep
-    store = tracking.client()
     refused = 0
     while True:
         progress()
@@ -82,19 +89,31 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
         refused = refused + 1 if was_killed(study.get_trials(deepcopy=False)[begun[0]]) else 0
         if refused == REFUSALS:
             raise RuntimeError(f"Optuna took no result of the last {REFUSALS} trials")
-        measured = study.get_trials(deepcopy=False, states=MEASURED)
-        if measured and measured[-1].values:
-            last = measured[-1]
-            place = last.system_attrs.get(PLACE, last.number)  # killed trials leave no gap
-            store.log_metric(task.run_id, f"sweep/{settings.metrics[0]}", last.values[0], step=place)
-        for name, value in best_so_far(study, settings.metrics).items():
-            store.log_metric(task.run_id, f"best/{name}", value, step=begun[0])
+        log_course(task, study, begun[0])
 
 
-def best_so_far(study: optuna.Study, metrics: Sequence[str]) -> dict[str, float]:
-    """The best figure of each metric among the trials that came to their end and held the constraints."""
-    whole = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if feasible(trial)]
-    best = [max if direction.name == "MAXIMIZE" else min for direction in study.directions]
-    if not whole:
-        return {}
-    return {name: best[place](trial.values[place] for trial in whole) for place, name in enumerate(metrics)}
+def log_course(task: Task, study: optuna.Study, number: int | None = None) -> None:
+    """Put the course of a search into its run, as far as it is not there: all of it, or what one trial adds."""
+    points = course(study, task.experiment.sweep.metrics)
+    chosen = [point for trial, point in points if number in (None, trial)]
+    tracking.log_missing(tracking.client(), task.run_id, chosen)
+
+
+def course(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[int, tracking.Point]]:
+    """Every ended trial's number with its figure, and with the best of each metric until then that held the constraints.
+
+    Step and time of a point are the trial's place and end, so that whoever logs it, and how often, it is one and the same.
+    """
+    ended = [trial for trial in study.get_trials(deepcopy=False, states=DONE) if not was_killed(trial)]
+    better = [max if direction.name == "MAXIMIZE" else min for direction in study.directions]
+    best: dict[str, float] = {}
+    for trial in sorted(ended, key=lambda trial: (trial.datetime_complete, trial.number)):
+        place = trial.system_attrs.get(PLACE, trial.number)  # killed trials leave no gap
+        time = cast(datetime, trial.datetime_complete).timestamp()
+        if trial.state in MEASURED and trial.values:
+            yield trial.number, tracking.Point(f"sweep/{metrics[0]}", trial.values[0], place, time)
+        if trial.state == TrialState.COMPLETE and feasible(trial):
+            for choose, name, value in zip(better, metrics, trial.values, strict=True):
+                best[name] = choose(value, best.get(name, value))
+        for name, value in best.items():
+            yield trial.number, tracking.Point(f"best/{name}", value, place, time)

@@ -31,6 +31,7 @@ from fl_lightning.tracking._registered import (
     threat_model,
 )
 from fl_lightning.tracking._store import (
+    Point,
     children,
     clean_name,
     client,
@@ -43,12 +44,15 @@ from fl_lightning.tracking._store import (
     ended_early,
     experiment_id,
     figures_of,
+    find_or_create,
     find_run,
     find_tagged,
     finished,
     history,
     is_there,
     last_step,
+    log_figures,
+    log_missing,
     log_picture,
     log_summary,
     look_closer,
@@ -63,12 +67,14 @@ from fl_lightning.tracking._store import (
     rename,
     reopen,
     run_name,
+    take_back,
     tracking_uri,
 )
 from fl_lightning.tracking._tracker import Tracker, TrackingGoneError, disk_full
 
 __all__ = [
     "PackedRuns",
+    "Point",
     "Registered",
     "StoreError",
     "Tracker",
@@ -100,6 +106,7 @@ __all__ = [
     "figures_in_words",
     "figures_of",
     "find",
+    "find_or_create",
     "find_run",
     "find_tagged",
     "finished",
@@ -108,6 +115,8 @@ __all__ = [
     "is_there",
     "kept_rounds",
     "last_step",
+    "log_figures",
+    "log_missing",
     "log_picture",
     "log_summary",
     "look_closer",
@@ -129,6 +138,7 @@ __all__ = [
     "run_link",
     "run_name",
     "search_behind",
+    "take_back",
     "threat_model",
     "tracking_uri",
     "ui_address",

@@ -9,10 +9,10 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -169,13 +169,39 @@ def create_run(
     run_id = store.create_run(
         experiment_id(store, experiment.tracking.experiment), run_name=name, tags=labels
     ).info.run_id
-    params = [Param(path, str(value)[:6000]) for path, value in flatten(experiment.to_dict()).items()]
     with ended_as_it_is(store, run_id):
-        for start in range(0, len(params), 100):
-            store.log_batch(run_id, params=params[start : start + 100])
-        store.log_text(run_id, dump(experiment), CONFIG)
-        store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
+        _record(store, run_id, experiment)
     return str(run_id)
+
+
+def _record(store: MlflowClient, run_id: str, experiment: Experiment) -> None:
+    """Parameters and configuration; the file with the configuration comes last, so that it tells whether all is there."""
+    params = [Param(path, str(value)[:6000]) for path, value in flatten(experiment.to_dict()).items()]
+    for start in range(0, len(params), 100):
+        store.log_batch(run_id, params=params[start : start + 100])
+    store.log_text(run_id, json.dumps(environment() | foreign(experiment), indent=1), "environment.json")
+    store.log_text(run_id, dump(experiment), CONFIG)
+
+
+def find_or_create(
+    store: MlflowClient, experiment: Experiment, name: str, kind: str, mark: tuple[str, str], **tags: str
+) -> str:
+    """The run that carries a mark, made if need be; one whose maker was killed meanwhile is completed.
+
+    Args:
+        store: client of the tracking store.
+        experiment: its configuration.
+        name: its name in the tables.
+        kind: what it is.
+        mark: tag and value that no other run has.
+        tags: further tags.
+    """
+    found = find_tagged(store, experiment.tracking.experiment, *mark)
+    if found is None:
+        return create_run(store, experiment, name, kind, **dict([mark]), **tags)
+    if recorded_text(store, found) is None:
+        _record(store, found, experiment)
+    return found
 
 
 def _user() -> str:
@@ -375,6 +401,42 @@ def end_children(run_id: str, status: str, reason: str) -> list[str]:
     return ended
 
 
+def take_back(run_id: str, names: Sequence[str], reason: str) -> None:
+    """Runs of trials came to their end, and their search has never heard of it: they will be run again, and count as KILLED."""
+    store = client()
+    for run in nested(store, run_id, " AND tags.`fl.kind` = 'trial' AND attributes.status = 'FINISHED'"):
+        if str(run.info.run_name).split(" ")[0] in names:
+            end_run(store, run.info.run_id, "KILLED", reason)
+
+
+class Point(NamedTuple):
+    """A figure of a run: at a step, and at a time in seconds since 1970."""
+
+    name: str
+    value: float
+    step: int
+    time: float
+
+
+def log_missing(store: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    """Log the points that a run does not hold yet: what a process logged before it was killed does not stand there twice."""
+    before = {point.name for point in points} & store.get_run(run_id).data.metrics.keys()
+    known = {(one.key, one.step, one.value) for name in before for one in store.get_metric_history(run_id, name)}
+    missing = [
+        Metric(point.name, point.value, int(point.time * 1000), point.step)
+        for point in points
+        if (point.name, point.step, point.value) not in known
+    ]
+    for start in range(0, len(missing), 900):
+        store.log_batch(run_id, metrics=missing[start : start + 900])
+
+
+def log_figures(store: MlflowClient, run_id: str, figures: Mapping[str, float]) -> None:
+    """What something came to in the end, see `log_missing`."""
+    now = time.time()
+    log_missing(store, run_id, [Point(name, value, 0, now) for name, value in figures.items()])
+
+
 def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> None:
     """A picture as an artifact; the figure is closed."""
     store.log_figure(run_id, figure, name, save_kwargs={"dpi": 120, "bbox_inches": "tight"})
@@ -383,9 +445,7 @@ def log_picture(store: MlflowClient, run_id: str, figure: Figure, name: str) -> 
 
 def log_summary(store: MlflowClient, run_id: str, spread: Mapping[str, Interval]) -> None:
     """Means of several seeds as metrics of their parent, and the intervals as a table."""
-    now = int(time.time() * 1000)
     means = {name: one.mean for name, one in spread.items()}
-    means |= {short: means[name] for name, short in HEADLINES.items() if name in means}
-    store.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in means.items()])
+    log_figures(store, run_id, means | {short: means[name] for name, short in HEADLINES.items() if name in means})
     rows = "".join(f"| {name} | {one} |\n" for name, one in spread.items())
     store.log_text(run_id, f"| metric | mean and 95 % interval |\n|---|---|\n{rows}", "summary.md")

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fl_lightning.attacks import Alie, Gaussian, Ipm, MinMax, SignFlip, alie, largest_z
+from fl_lightning.config import load
 from fl_lightning.errors import ConfigError
 from fl_lightning.registry import registry
 from fl_lightning.testing.attacks import play
@@ -56,3 +57,20 @@ def test_noise_alone_and_the_mean_reversed():
     assert_close(flipped.submitted_CD[flipped.malicious_C], expected_D.expand(3, -1))
     with pytest.raises(ConfigError, match="mean and replace need std"):
         registry("attack").build({"name": "gaussian", "replace": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["attack=alie"], "z is 0 for C=10, M=2"),
+        (["attack=alie", "participation.malicious=4"], ""),
+        (["attack={name: alie, z: 0}", "participation.malicious=4"], "z is 0:"),
+        (["attack=alie", "participation={name: k_of_n, k: 5}"], ""),  # what a round comes to is told by attack/idle
+        (["attack=model_replacement", "server.optimizer=momentum"], "momentum then repeats the boosted update"),
+    ],
+)
+def test_what_makes_an_attack_idle_is_said_before_it_runs(changes: list[str], said: str):
+    experiment = load("digits", changes)
+    assert experiment.attack
+    cautions = experiment.attack.cautions(experiment)
+    assert (said in cautions[0]) if said else not cautions

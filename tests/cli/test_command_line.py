@@ -42,6 +42,25 @@ BAD = {
     "long model": (["models", "show", "x" * 3000], "no registered model"),
     "no model": (["models", "show", ""], "no registered model ''"),
     "run outside": (["run", "--resume", "../../../etc"], "no run '../../../etc'"),
+    "long run": (["run", "--resume", "x" * 5000], "no run"),
+    "open quotation": (
+        ["sweep", "digits", "--enqueue", "attack.std='"],
+        "--enqueue: cannot be taken apart (No closing",
+    ),
+    "empty trial": (["sweep", "digits", "--enqueue", ""], "--enqueue: a trial needs path=value"),
+    "no host": (["ui", "--host", "a\0b"], "cannot listen on 'a\\x00b', port 5000 (no name of a machine)"),
+    "names to list": (["data", "list", "mnist"], "list takes no names"),
+    "path in a slot": (["list", "attack", "../attack/alie"], "unknown attack '../attack/alie'"),
+    "name of a file": (["import", "x" * 5000], "error"),
+    "NUL in a file": (["unpack", "a\0.zip"], "no file"),
+    "confirmed on the searched seed": (
+        ["sweep", "digits", "attack=gaussian", "sweep.confirm_seeds=[0]", "--dry-run"],
+        "sweep.confirm_seeds: the search must not have seen these seeds, and it runs with seed 0; got [0]",
+    ),
+    "a search of how often": (
+        ["show", "digits", "sweep.space={sweep.trials: [1, 2]}"],
+        "sweep.space.sweep.trials: a search varies what changes the result of a run; seed,",
+    ),
 }
 
 

@@ -33,9 +33,16 @@ def test_names_are_checked_and_nothing_is_overwritten(tmp_path: Path, monkeypatc
         "class ShortestMean(Aggregator)" in (tmp_path / "shortest_mean" / "shortest_mean" / "__init__.py").read_text()
     )
     assert cli.main(["new", "aggregator", "shortest_mean"]) == 2
-    for wrong in ("Krum", "my-rule", "class", "../up"):
+    for wrong in ("Krum", "my-rule", "class", "../up", "a" * 300, "a_", "a__b", "a\0", ""):
         with pytest.raises(ConfigError, match="a name has lower-case letters"):
             new("attack", wrong, tmp_path)
+    for kind, taken in (("attack", "alie"), ("experiment", "digits"), ("attack", "os"), ("defense", "torch")):
+        with pytest.raises(ConfigError, match="choose another name"):
+            new(kind, taken, tmp_path)
+    with pytest.raises(ConfigError, match="its class would be called View"):
+        new("attack", "view", tmp_path)
+    with pytest.raises(ConfigError, match="hide the other"):
+        new("defense", "fl_lightning", tmp_path)
 
 
 @pytest.mark.slow

@@ -71,6 +71,9 @@ class Fork:
         try:
             os.setsid()
             os.environ["FL_LIGHTNING_RUNS"] = str(folder)
+            os.environ["FL_LIGHTNING_RESULTS"] = str(
+                folder / "results"
+            )  # verdicts of other folders are not to be found
             with self.log.open("a", buffering=1) as sys.stdout:
                 sys.stderr = sys.stdout
                 os._exit(main(words))

@@ -1,6 +1,8 @@
 """A search that is begun again goes on as if it had never stopped; what comes to no figure is told, and not tried for ever."""
 
 import math
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from fl_lightning.errors import ConfigError
 from fl_lightning.search import _trials as trials
 from fl_lightning.search import search_space, studies_url, sweep
 from fl_lightning.search._reported import check_reported
-from fl_lightning.search._study import Placed, end_killed, killed
+from fl_lightning.search._study import Placed, Task, end_killed, killed
 from fl_lightning.search._trials import FAR, violations
+from fl_lightning.search._workers import log_course
 
 SPACE = {"attack.std": {"low": 1e-4, "high": 10.0, "log": True}}
 
@@ -39,6 +42,7 @@ def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
 ):
     runs_folder.mkdir()
     monkeypatch.setattr(tracking, "end_children", lambda *_: [])
+    monkeypatch.setattr(tracking, "take_back", lambda *_: None)
     whole = study(runs_folder, "whole", kind)
     whole.enqueue_trial({"x": 0.5, "y": 0.5})
     whole.optimize(draw, n_trials=9)
@@ -57,6 +61,30 @@ def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
 
     assert drawn(study(runs_folder, "broken", kind)) == drawn(whole)
     assert len({params["x"] for params in drawn(whole)}) == 9
+
+
+def test_points_that_a_killed_search_did_not_log_are_logged_once(tiny: Any, store_folder: Path):
+    experiment, store = searched(tiny), tracking.client()
+    one = study(store_folder, "one", "random")
+    run_id = tracking.create_run(store, experiment, "search", "study")
+    task = replace(Task("one", studies_url(), experiment, {}, "tiny"), run_id=run_id)
+    one.set_user_attr("run_id", run_id)
+    one.optimize(draw, n_trials=1)
+    log_course(task, one, 0)
+    one.optimize(draw, n_trials=1)  # the process is killed before it has logged that
+    draw(one.ask())  # and another time in the middle of a trial
+    left = tracking.create_run(store, experiment, "#2 0.9", "trial", run_id)
+    tracking.end_run(store, left, "FINISHED")  # after its run had come to its end
+    end_killed(one)
+    assert store.get_run(left).info.status == "KILLED"
+    one.optimize(draw, n_trials=1)
+    for _ in range(2):
+        log_course(task, one)
+    values = [trial.value for trial in one.get_trials(states=(optuna.trial.TrialState.COMPLETE,))]
+    assert len(values) == 3
+    for name, expected in (("sweep/attack/success", values), ("best/attack/success", accumulate(values, min))):
+        points = store.get_metric_history(run_id, name)
+        assert [(point.step, point.value) for point in points] == list(enumerate(expected))
 
 
 def test_a_constraint_on_what_is_no_number_is_missed():

@@ -4,7 +4,7 @@ References:
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing", ICLR 2022, algorithm 1.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
+from fl_lightning.registry import Tunable
 
 
 def bucketing_matrix(order: Tensor, s: int) -> Tensor:
@@ -55,7 +56,7 @@ class Bucketing(PreAggregator):
     cites: ClassVar[tuple[str, ...]] = ("karimireddy2022byzantine",)
     permutation_invariant: ClassVar[bool] = False
     scores_follow: ClassVar[bool] = False
-    s: int = Field(default=2, ge=1)
+    s: Annotated[int, Tunable(1, 5, integer=True)] = Field(default=2, ge=1)
     n_byzantine: Byzantine | None = None
 
     def rows(self, n_clients: int) -> int:

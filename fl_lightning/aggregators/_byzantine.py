@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
+from fl_lightning.registry import Tunable
+
 SHARE = 0.2
 """What `auto` assumes, as the settings of most papers do: ten malicious clients of fifty."""
 
@@ -85,8 +87,8 @@ def number_or_auto(value: Any, number: ValidatorFunctionWrapHandler) -> int:
     return Share(value) if isinstance(value, float) and 0 < value < 1 else int(number(value))
 
 
-Byzantine = Annotated[int, Field(ge=0), WrapValidator(number_or_auto)]
-"""Type of the field `n_byzantine`: at least 0, a share of the rows such as 0.3, or `auto`."""
+Byzantine = Annotated[int, Field(ge=0), WrapValidator(number_or_auto), Tunable(0.05, 0.45)]
+"""Type of the field `n_byzantine`: at least 0, a share of the rows such as 0.3, or `auto`; a search draws shares."""
 
 
 def assumed(n_byzantine: int, n_rows: int) -> int:

@@ -5,7 +5,7 @@ References:
     buffer is m <- beta m + g, longer by 1 / (1 - beta) than a normalised momentum; hence their tau = 10 / (1 - beta).
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, combined, normalised
+from fl_lightning.registry import Tunable
 
 
 def centered_clipping(
@@ -84,8 +85,8 @@ class CenteredClipping(WeightedMean):
     cites: ClassVar[tuple[str, ...]] = ("karimireddy2021learning",)
     translation_equivariant: ClassVar[bool] = False
 
-    tau: float | Literal["auto"] = "auto"
-    steps: int = Field(default=1, ge=1, le=10)
+    tau: Annotated[float | Literal["auto"], Tunable(0.05, 10, log=True)] = "auto"
+    steps: Annotated[int, Tunable(1, 5, integer=True)] = Field(default=1, ge=1, le=10)
 
     def __post_init__(self) -> None:
         if self.tau != "auto" and not self.tau > 0:

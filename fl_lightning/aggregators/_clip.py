@@ -4,7 +4,7 @@ References:
     Sun, Kairouz, Suresh, McMahan, "Can you really backdoor federated learning?", 2019, section 5 (norm thresholding).
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -13,6 +13,7 @@ from fl_lightning.aggregators._arc import clipping_factors
 from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mixing import PreAggregator
 from fl_lightning.aggregators._past import Past
+from fl_lightning.registry import Tunable
 
 
 def clipped_rows(updates_CD: Tensor, max_norm: float) -> Tensor:
@@ -48,7 +49,7 @@ class Clip(PreAggregator):
     returns_equal_rows: ClassVar[bool] = False
     homogeneous: ClassVar[bool] = False
     bounds: ClassVar[bool] = True
-    max_norm: float = Field(gt=0)
+    max_norm: Annotated[float, Tunable(0.05, 10, log=True)] = Field(gt=0)
 
     def mix(self, geometry: Geometry, past: Past) -> Tensor:
         """A diagonal matrix."""

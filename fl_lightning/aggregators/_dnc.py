@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Sequence
 from math import ceil
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from fl_lightning.aggregators._krum import lowest
 from fl_lightning.aggregators._multi_krum import mean_of
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._weighted_mean import Weighed, WeightedMean, chosen
+from fl_lightning.registry import Tunable
 
 
 class Outliers(NamedTuple):
@@ -108,7 +109,7 @@ class Dnc(WeightedMean):
     n_byzantine: Byzantine
     iterations: int = Field(default=1, ge=1)
     columns: int = Field(default=10_000, ge=1)
-    filter_share: float = Field(default=1.0, gt=0, le=1.5)
+    filter_share: Annotated[float, Tunable(0.5, 1.5)] = Field(default=1.0, gt=0, le=1.5)
 
     def check(self, n_clients: int) -> None:
         """C > 2f, and a row stays."""

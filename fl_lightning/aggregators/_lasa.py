@@ -7,7 +7,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor
 from fl_lightning.aggregators._base import Aggregate, Aggregator
 from fl_lightning.aggregators._layout import Layer
 from fl_lightning.aggregators._past import Past
+from fl_lightning.registry import Tunable
 
 FEWEST = 4  # rows that are judged; of fewer all stay
 EQUAL = 1e-12  # a standard deviation below this share of the largest number is rounding
@@ -131,9 +132,9 @@ class Lasa(Aggregator):
         """Not without their small entries."""
         return self.average == "dense" or self.sparsity == 0
 
-    sparsity: float = Field(default=0.3, ge=0, lt=1)
-    lambda_n: float = Field(default=2.0, gt=0)
-    lambda_s: float = Field(default=1.0, gt=0)
+    sparsity: Annotated[float, Tunable(0, 0.9)] = Field(default=0.3, ge=0, lt=1)
+    lambda_n: Annotated[float, Tunable(0.5, 4)] = Field(default=2.0, gt=0)
+    lambda_s: Annotated[float, Tunable(0.5, 4)] = Field(default=1.0, gt=0)
     average: Literal["sparse", "dense"] = "sparse"
 
     def aggregate(self, updates_CD: Tensor, weights_C: Tensor | None, *, past: Past | None = None) -> Aggregate:

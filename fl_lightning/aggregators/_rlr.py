@@ -18,7 +18,7 @@ from fl_lightning.aggregators._geometry import Geometry
 from fl_lightning.aggregators._mean import Mean
 from fl_lightning.aggregators._past import Past
 from fl_lightning.aggregators._signs import sign_sums, trained_columns
-from fl_lightning.registry import Slot
+from fl_lightning.registry import Slot, Tunable
 
 
 def check_rlr(n_clients: int, theta: int) -> None:
@@ -71,7 +71,7 @@ class Rlr(Aggregator):
     translation_equivariant: ClassVar[bool] = False
 
     theta: int | None = Field(default=None, ge=1)
-    share: float | None = Field(default=None, gt=0, le=1)
+    share: Annotated[float | None, Tunable(0.1, 0.9)] = Field(default=None, gt=0, le=1)
     inner: Annotated[Aggregator, Slot("aggregator")] = Field(default_factory=Mean)
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ References:
     2018, definition 2 (there the share beta = f / C).
 """
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from fl_lightning.aggregators._byzantine import Byzantine
 from fl_lightning.aggregators._order import ranked_blocks
 from fl_lightning.aggregators._survivors import surviving_shares
 from fl_lightning.aggregators._threads import column_wise
+from fl_lightning.registry import Tunable
 
 
 def check_trimmed_mean(n_clients: int, n_byzantine: int) -> None:
@@ -64,7 +65,7 @@ class TrimmedMean(Aggregator):
 
     name: ClassVar[str] = "trimmed_mean"
     cites: ClassVar[tuple[str, ...]] = ("yin2018byzantine",)
-    n_byzantine: Byzantine | None = None
+    n_byzantine: Annotated[Byzantine | None, Tunable(0.05, 0.45)] = None
     fraction: float | None = Field(default=None, ge=0, lt=0.5)
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ References:
     Corrected here: F is read as an accuracy, as the text describes it; with losses the printed sign would be wrong.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +14,7 @@ from fl_lightning.aggregators import Aggregator, median
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.models import predict
+from fl_lightning.registry import Tunable
 
 Centre = Literal["median", "mean"]
 
@@ -46,7 +47,7 @@ class AccuracyCheck(Defense):
 
     name: ClassVar[str] = "accuracy_check"
     cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
-    gamma: float = Field(default=0.1, ge=0, le=1)
+    gamma: Annotated[float, Tunable(0.01, 0.5, log=True)] = Field(default=0.1, ge=0, le=1)
     centre: Centre = "median"
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:

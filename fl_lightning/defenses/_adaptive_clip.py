@@ -6,7 +6,7 @@ References:
 """
 
 from math import exp
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._spread import shortening
 from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 def next_bound(bound: float, norms_C: Tensor, quantile: float, eta: float, noise: float = 0.0) -> float:
@@ -76,8 +77,8 @@ class AdaptiveClip(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    bound: float = Field(default=0.1, gt=0)
-    quantile: float = Field(default=0.5, ge=0, le=1)
+    bound: Annotated[float, Tunable(0.05, 10, log=True)] = Field(default=0.1, gt=0)
+    quantile: Annotated[float, Tunable(0.1, 0.9)] = Field(default=0.5, ge=0, le=1)
     eta: float = Field(default=0.2, ge=0)
     count_noise: float = Field(default=0.05, ge=0)
     noise_multiplier: float = Field(default=0.0, ge=0)

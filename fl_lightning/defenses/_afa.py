@@ -5,7 +5,7 @@ References:
     arXiv 1909.05125, 2019, algorithm 1.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered, trained_model
+from fl_lightning.registry import Choice, Tunable
 
 
 class Similar(NamedTuple):
@@ -119,8 +120,8 @@ class Afa(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    of: Literal["models", "updates"] = "models"
-    xi: float = Field(default=2.0, gt=0)
+    of: Annotated[Literal["models", "updates"], Choice(("models", "updates"))] = "models"
+    xi: Annotated[float, Tunable(0.5, 4)] = Field(default=2.0, gt=0)
     xi_step: float = Field(default=0.5, ge=0)
     block: float = Field(default=0.95, gt=0.5, lt=1)
 

@@ -6,7 +6,7 @@ References:
     coordinates without a majority do not count.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import TOO_FEW
 from fl_lightning.defenses._spread import count, median, mz_scores, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_model
+from fl_lightning.registry import Tunable
 
 
 def direction(norms_C: Tensor, along_C: Tensor, length: float) -> Tensor:
@@ -76,9 +77,9 @@ class Alignins(Defense):
     cites: ClassVar[tuple[str, ...]] = ("xu2025alignins",)
     on_empty: ClassVar[Literal["keep_all", "skip"]] = "skip"
 
-    top: float = Field(default=0.3, gt=0, le=1)
-    lambda_c: float = Field(default=1.0, gt=0)
-    lambda_s: float = Field(default=1.0, gt=0)
+    top: Annotated[float, Tunable(0.05, 1)] = Field(default=0.3, gt=0, le=1)
+    lambda_c: Annotated[float, Tunable(0.5, 4)] = Field(default=1.0, gt=0)
+    lambda_s: Annotated[float, Tunable(0.5, 4)] = Field(default=1.0, gt=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Unusual rows go; the round is skipped when all are. The score is the larger ratio to its bound."""

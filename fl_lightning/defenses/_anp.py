@@ -4,7 +4,7 @@ References:
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, equation 6 and algorithm 1.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import draw_for_later, root_rows
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 class Units:
@@ -79,12 +80,12 @@ class Anp(Defense):
     needs_classifier: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    alpha: float = Field(default=0.2, ge=0, le=1)
-    eps: float = Field(default=0.4, ge=0)
+    alpha: Annotated[float, Tunable(0.05, 0.9)] = Field(default=0.2, ge=0, le=1)
+    eps: Annotated[float, Tunable(0.05, 1, log=True)] = Field(default=0.4, ge=0)
     steps: int = Field(default=2000, ge=1)
     lr: float = Field(default=0.2, gt=0)
     batch_size: int = Field(default=128, ge=1)
-    bound: float = Field(default=0.2, ge=0, le=1)
+    bound: Annotated[float, Tunable(0.05, 0.9)] = Field(default=0.2, ge=0, le=1)
     root_samples: int = Field(default=500, ge=1)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:

@@ -5,7 +5,7 @@ References:
     section 4.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import k_means, two_means
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import classifier_columns, filtered
+from fl_lightning.registry import Choice
 
 
 def indicative_columns(rows_CF: Tensor, threshold: float | None = None) -> Tensor:
@@ -67,7 +68,7 @@ class Auror(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    columns: Literal["classifier", "all"] = "classifier"
+    columns: Annotated[Literal["classifier", "all"], Choice(("classifier", "all"))] = "classifier"
     calibration: int = Field(default=10, ge=1)
     threshold: float | None = Field(default=None, gt=0)
     beta: float = Field(default=0.0, ge=0)

@@ -5,7 +5,7 @@ References:
     2024, algorithm 1. The inputs are noise here in place of another data set.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered, trained_slice
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
+from fl_lightning.registry import Tunable
 
 
 def label_accuracies(predicted_n: Tensor, labels_n: Tensor, classes: int) -> Tensor:
@@ -57,7 +58,7 @@ class BackdoorIndicator(Defense):
     mu: float = Field(default=0.1, ge=0)
     epochs: int = Field(default=200, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    bound: float = Field(default=0.95, gt=0, lt=1)
+    bound: Annotated[float, Tunable(0.5, 0.99)] = Field(default=0.95, gt=0, lt=1)
     start: int = Field(default=0, ge=0)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:

@@ -6,7 +6,7 @@ References:
     ICML 2022.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of
 from fl_lightning.defenses._verdicts import recalled, recalled_flags
+from fl_lightning.registry import Tunable
 
 
 def momentum(memory_CD: Tensor, seen_C: Tensor, updates_CD: Tensor, beta: float) -> Tensor:
@@ -49,7 +50,7 @@ class ClientMomentum(Defense):
     at_clients: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
-    beta: float = Field(default=0.9, ge=0, lt=1)
+    beta: Annotated[float, Tunable(0.1, 0.99)] = Field(default=0.9, ge=0, lt=1)
     malicious_too: bool = False
     max_memory: float = Field(default=2.0, gt=0)
 

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Sequence
 from math import erf, log, sqrt
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._verdicts import filtered, trained_slice
+from fl_lightning.registry import Tunable
 
 
 def clipped_model(theta_D: Tensor, bound: float, trained: slice = slice(None)) -> Tensor:
@@ -81,9 +82,9 @@ class Crfl(Defense):
     cites: ClassVar[tuple[str, ...]] = ("xie2021crfl",)
     reads_rows: ClassVar[bool] = False
 
-    rho0: float = Field(default=2.0, gt=0)
+    rho0: Annotated[float, Tunable(0.5, 50, log=True)] = Field(default=2.0, gt=0)
     rho_slope: float = Field(default=0.1, ge=0)
-    sigma: float = Field(default=0.01, ge=0)
+    sigma: Annotated[float, Tunable(0.001, 0.5, log=True)] = Field(default=0.01, ge=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay; whether the model was clipped after the round before is told."""

@@ -6,7 +6,7 @@ References:
     compared with itself by its id, not by its place in the round.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from fl_lightning.defenses._base import (
     trained_of,
 )
 from fl_lightning.defenses._verdicts import filtered, recalled, recalled_flags
+from fl_lightning.registry import Tunable
 
 
 def turned(previous_CD: Tensor, updates_CD: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class CrossRound(Defense):
     cites: ClassVar[tuple[str, ...]] = ("han2024fedsecurity",)
     stateful: ClassVar[bool] = True
 
-    min_cosine: float = Field(default=0.0, ge=-1, le=1)
+    min_cosine: Annotated[float, Tunable(-0.5, 0.5)] = Field(default=0.0, ge=-1, le=1)
     max_memory: float = Field(default=2.0, gt=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:

@@ -6,7 +6,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._spread import median, shortening
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 class Labels(NamedTuple):
@@ -116,7 +117,7 @@ class Deepsight(Defense):
 
     inputs: int = Field(default=2000, ge=1)
     seeds: int = Field(default=3, ge=1)
-    tau: float = Field(default=1 / 3, gt=0, le=1)
+    tau: Annotated[float, Tunable(0.1, 0.9)] = Field(default=1 / 3, gt=0, le=1)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
         """The server has samples: their shape is that of the noise."""

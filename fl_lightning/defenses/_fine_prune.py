@@ -6,7 +6,7 @@ References:
     The server ranks the units here, not the clients' votes.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from fl_lightning.defenses._root import draw_for_later, root_rows
 from fl_lightning.defenses._verdicts import trained_slice
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import predict
+from fl_lightning.registry import Tunable
 
 
 def cut_extremes(weights: Tensor, deviations: float) -> Tensor:
@@ -52,10 +53,10 @@ class FinePrune(Defense):
     reads_rows: ClassVar[bool] = False
 
     root_samples: int = Field(default=100, ge=1)
-    max_drop: float = Field(default=0.01, ge=0, le=1)
+    max_drop: Annotated[float, Tunable(0.001, 0.1, log=True)] = Field(default=0.01, ge=0, le=1)
     extreme: float | None = Field(default=3.0, gt=0)
-    epochs: int = Field(default=10, ge=0)
-    lr: float = Field(default=0.01, gt=0)
+    epochs: Annotated[int, Tunable(0, 30, integer=True)] = Field(default=10, ge=0)
+    lr: Annotated[float, Tunable(0.001, 0.3, log=True)] = Field(default=0.01, gt=0)
     batch_size: int = Field(default=32, ge=1)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:

@@ -5,7 +5,7 @@ References:
     majority's: with a cluster of more than half of the rows hardly more than half stay, also without an attack.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -15,6 +15,7 @@ from fl_lightning.defenses._clusters import majority
 from fl_lightning.defenses._noise import noise
 from fl_lightning.defenses._spread import median, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_model, trained_slice
+from fl_lightning.registry import Choice, Tunable
 
 
 def flame(distances_CC: Tensor, norms_C: Tensor) -> tuple[Tensor | None, Tensor, float]:
@@ -40,8 +41,8 @@ class Flame(Defense):
     cites: ClassVar[tuple[str, ...]] = ("nguyen2022flame",)
     reads_rows: ClassVar[bool] = False
 
-    of: Literal["models", "updates"] = "models"
-    lam: float = Field(default=0.001, ge=0)
+    of: Annotated[Literal["models", "updates"], Choice(("models", "updates"))] = "models"
+    lam: Annotated[float, Tunable(0.0001, 0.1, log=True)] = Field(default=0.001, ge=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Rows outside of the cluster go; without a cluster all stay. The score is the mean distance to the others."""

@@ -5,7 +5,7 @@ References:
     Multidimensional Time Series Anomaly Detection", arXiv 2303.16668, 2023, section 4.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.aggregators import Byzantine, assumed
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, geometry_of, population_of
 from fl_lightning.defenses._verdicts import filtered, trained_model
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 def forecast(window_TCF: Tensor, ridge: float = 0.1, iterations: int = 20) -> Tensor:
@@ -85,8 +86,8 @@ class Flanders(Defense):
 
     n_byzantine: Byzantine
     columns: int = Field(default=500, ge=1)
-    window: int = Field(default=5, ge=2)
-    ridge: float = Field(default=0.1, ge=0)
+    window: Annotated[int, Tunable(2, 10, integer=True)] = Field(default=5, ge=2)
+    ridge: Annotated[float, Tunable(0.01, 10, log=True)] = Field(default=0.1, ge=0)
     iterations: int = Field(default=20, ge=1)
     max_memory: float = Field(default=2.0, gt=0)
 

@@ -6,7 +6,7 @@ References:
     Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A Kernel Two-Sample Test", JMLR 2012, equation 3.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import per_class
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 def mmd2(features_CnH: Tensor, gamma: float | None = None) -> Tensor:
@@ -88,7 +89,7 @@ class Flare(Defense):
     samples_per_class: int = Field(default=10, ge=2)
     label: int | None = Field(default=None, ge=0)
     gamma: float | None = Field(default=None, gt=0)
-    tau: float = Field(default=1.0, gt=0)
+    tau: Annotated[float, Tunable(0.05, 5, log=True)] = Field(default=1.0, gt=0)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
         """The server has samples."""

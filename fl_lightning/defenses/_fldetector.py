@@ -7,7 +7,7 @@ References:
     Programming 1994, theorem 2.3.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of, trained_of
 from fl_lightning.defenses._clusters import exact_errors, gap_statistic, two_means
 from fl_lightning.defenses._verdicts import filtered, recalled, recalled_flags, trained_model
+from fl_lightning.registry import Tunable
 
 
 def lbfgs_product(steps_WD: Tensor, changes_WD: Tensor, v_D: Tensor) -> Tensor | None:
@@ -91,7 +92,7 @@ class Fldetector(Defense):
     cites: ClassVar[tuple[str, ...]] = ("zhang2022fldetector", "byrd1994representations")
     stateful: ClassVar[bool] = True
 
-    window: int = Field(default=10, ge=1)
+    window: Annotated[int, Tunable(2, 15, integer=True)] = Field(default=10, ge=1)
     k_max: int = Field(default=7, ge=2)
     restart: bool = False
     max_memory: float = Field(default=2.0, gt=0)

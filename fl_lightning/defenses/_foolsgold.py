@@ -4,7 +4,7 @@ References:
     Fung, Yoon, Beschastnikh, "The Limitations of Federated Learning in Sybil Settings", RAID 2020, algorithm 1.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators import Geometry
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, clients_of, population_of, trained_of
 from fl_lightning.defenses._verdicts import classifier_columns, filtered, recalled
+from fl_lightning.registry import Choice, Tunable
 
 
 def foolsgold(cosines_CC: Tensor, kappa: float = 1.0) -> Tensor:
@@ -62,8 +63,8 @@ class Foolsgold(Defense):
     needs_classifier: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
-    features: Literal["last_layer", "all"] = "last_layer"
-    kappa: float = Field(default=1.0, gt=0)
+    features: Annotated[Literal["last_layer", "all"], Choice(("last_layer", "all"))] = "last_layer"
+    kappa: Annotated[float, Tunable(0.2, 5, log=True)] = Field(default=1.0, gt=0)
     normalise: bool = True
     max_memory: float = Field(default=2.0, gt=0)
 

@@ -6,7 +6,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fl_lightning.aggregators import Geometry
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._clusters import majority
 from fl_lightning.defenses._verdicts import filtered, trained_model
+from fl_lightning.registry import Choice, Tunable
 
 
 def low_frequencies(rows_CD: Tensor, low: float = 0.5) -> Tensor:
@@ -67,9 +68,9 @@ class Freqfed(Defense):
     name: ClassVar[str] = "freqfed"
     cites: ClassVar[tuple[str, ...]] = ("fereidooni2024freqfed",)
 
-    of: Literal["models", "updates"] = "models"
-    shape: Literal["tensor", "flat"] = "tensor"
-    low: float = Field(default=0.5, gt=0, le=1)
+    of: Annotated[Literal["models", "updates"], Choice(("models", "updates"))] = "models"
+    shape: Annotated[Literal["tensor", "flat"], Choice(("tensor", "flat"))] = "tensor"
+    low: Annotated[float, Tunable(0.1, 1)] = Field(default=0.5, gt=0, le=1)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Rows outside of the cluster go; without a cluster all stay. The score is the mean distance to the others."""

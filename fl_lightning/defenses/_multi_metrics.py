@@ -5,7 +5,7 @@ References:
     section 4 (`printed`) and the authors' program (`program`); the two keep different rows.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.defenses._angles import model_norms, turns
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_of
 from fl_lightning.defenses._spread import count
 from fl_lightning.defenses._verdicts import filtered, trained_model
+from fl_lightning.registry import Choice, Tunable
 
 
 def multi_metrics(differences_CF: Tensor) -> Tensor:
@@ -80,8 +81,8 @@ class MultiMetrics(Defense):
     name: ClassVar[str] = "multi_metrics"
     cites: ClassVar[tuple[str, ...]] = ("huang2023multi",)
 
-    keep_share: float = Field(default=0.3, gt=0, le=1)
-    form: Literal["printed", "program"] = "printed"
+    keep_share: Annotated[float, Tunable(0.1, 0.9)] = Field(default=0.3, gt=0, le=1)
+    form: Annotated[Literal["printed", "program"], Choice(("printed", "program"))] = "printed"
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All but the share of lowest scores go."""

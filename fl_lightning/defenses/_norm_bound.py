@@ -5,7 +5,7 @@ References:
     weak differential privacy.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._noise import bounding_norms, clip_factors, noised
+from fl_lightning.registry import Tunable
 
 
 class NormBound(Defense):
@@ -26,7 +27,7 @@ class NormBound(Defense):
 
     name: ClassVar[str] = "norm_bound"
     cites: ClassVar[tuple[str, ...]] = ("sun2019can",)
-    max_norm: float = Field(default=3.0, gt=0)
+    max_norm: Annotated[float, Tunable(0.05, 10, log=True)] = Field(default=3.0, gt=0)
     noise_std: float = Field(default=0.0, ge=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:

@@ -5,7 +5,7 @@ References:
     Computer Science 2022, section 4.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from fl_lightning.defenses._pdrr_evidence import (
     survival,
 )
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 class Detection(NamedTuple):
@@ -159,7 +160,7 @@ class Pdrr(Defense):
     name: ClassVar[str] = "pdrr"
     cites: ClassVar[tuple[str, ...]] = ("lu2022defense",)
 
-    q: float | None = Field(default=None, gt=0, le=1)
+    q: Annotated[float | None, Tunable(0.5, 1)] = Field(default=None, gt=0, le=1)
     gap: float | None = Field(default=None, gt=0, lt=1)
     near: float = Field(default=0.02, ge=0, lt=1)
     crowd: float = Field(default=0.2, ge=0, lt=0.5)

@@ -8,7 +8,7 @@ References:
 """
 
 from abc import ABC
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from fl_lightning.defenses._base import (
 )
 from fl_lightning.defenses._noise import Distribution, bounding_norms, clip_factors, epsilon, epsilon_rdp, noise, noised
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 
 class Privacy(Defense, ABC):
@@ -43,8 +44,8 @@ class Privacy(Defense, ABC):
             the probability that the participation gives (CDP; LDP is not amplified, as the server sees who takes part).
     """
 
-    max_norm: float = Field(default=5.0, gt=0)
-    std: float = Field(default=0.1, ge=0)
+    max_norm: Annotated[float, Tunable(0.05, 10, log=True)] = Field(default=5.0, gt=0)
+    std: Annotated[float, Tunable(0.001, 1, log=True)] = Field(default=0.1, ge=0)
     distribution: Distribution = "laplace"
     rate: float = Field(default=1.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)

@@ -5,7 +5,7 @@ References:
     Left out: the correction of single extreme values.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, trained_of
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Tunable
 
 BLOCK = 2048  # coordinates looked at together: C^2 slopes each
 
@@ -66,7 +67,7 @@ class ResidualReweighting(Defense):
     name: ClassVar[str] = "residual_reweighting"
     cites: ClassVar[tuple[str, ...]] = ("fu2019attack",)
 
-    lam: float = Field(default=2.0, gt=0)
+    lam: Annotated[float, Tunable(0.5, 5)] = Field(default=2.0, gt=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay; the score is minus the weight."""

@@ -5,7 +5,7 @@ References:
     algorithm 1.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._clusters import errors_of_groups, gap_statistic, k_means
 from fl_lightning.defenses._spread import median
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Tunable
 
 
 def principal_components(squared_CC: Tensor, components: int = 2) -> Tensor:
@@ -103,8 +104,8 @@ class Rflbat(Defense):
     cites: ClassVar[tuple[str, ...]] = ("wang2022rflbat",)
     reads_rows: ClassVar[bool] = False
 
-    eps1: float = Field(default=10.0, gt=0)
-    eps2: float = Field(default=4.0, gt=0)
+    eps1: Annotated[float, Tunable(2, 30, log=True)] = Field(default=10.0, gt=0)
+    eps2: Annotated[float, Tunable(1.1, 10, log=True)] = Field(default=4.0, gt=0)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Outliers and the other groups go; the score is the summed distance in the two components."""

@@ -5,7 +5,7 @@ References:
     entropy-based filtering and loss-weighted averaging, in synchronous rounds.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.aggregators import Aggregator
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Tunable
 
 
 def mean_entropy(scores_nK: Tensor) -> float:
@@ -43,8 +44,8 @@ class Sageflow(Defense):
     cites: ClassVar[tuple[str, ...]] = ("park2021sageflow",)
     needs_samples: ClassVar[bool] = True
 
-    max_entropy: float = Field(default=2.2, gt=0)
-    delta: float = Field(default=5.0, ge=0)
+    max_entropy: Annotated[float, Tunable(0.5, 5)] = Field(default=2.2, gt=0)
+    delta: Annotated[float, Tunable(0.5, 10)] = Field(default=5.0, ge=0)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
         """The server has samples."""

@@ -5,7 +5,7 @@ References:
     algorithm 2.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
 from fl_lightning.defenses._spread import count, median, shortening
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Choice, Tunable
 
 
 def sign_shares(rows_CF: Tensor) -> Tensor:
@@ -71,10 +72,10 @@ class Signguard(Defense):
     reads_rows: ClassVar[bool] = False
 
     low: float = Field(default=0.1, ge=0)
-    high: float = Field(default=3.0, gt=0)
+    high: Annotated[float, Tunable(1.1, 10, log=True)] = Field(default=3.0, gt=0)
     coordinates: float = Field(default=0.1, gt=0, le=1)
     block: bool = False
-    reference: Literal["none", "cosine", "distance"] = "none"
+    reference: Annotated[Literal["none", "cosine", "distance"], Choice(("none", "cosine", "distance"))] = "none"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -13,7 +13,7 @@ References:
 """
 
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ from fl_lightning.defenses._spectral import seeded
 from fl_lightning.defenses._spread import count
 from fl_lightning.defenses._verdicts import filtered
 from fl_lightning.errors import ConfigError
+from fl_lightning.registry import Tunable
 
 STEPS = 100  # most turns of k-means
 BATCH = 8  # differences in a step of the autoencoder
@@ -227,7 +228,7 @@ class Snowball(Defense):
     far: int | None = Field(default=None, ge=1)
     start: float = Field(default=0.1, gt=0, le=1)
     step: float = Field(default=0.05, gt=0, le=1)
-    share: float = Field(default=0.5, gt=0, le=1)
+    share: Annotated[float, Tunable(0.2, 0.9)] = Field(default=0.5, gt=0, le=1)
     form: Literal["full", "minus"] = "full"
     warmup: int = Field(default=0, ge=0)
     hidden: int = Field(default=256, ge=1)

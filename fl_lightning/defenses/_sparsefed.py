@@ -5,7 +5,7 @@ References:
     Sparsification", AISTATS 2022, algorithm 1.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._spread import count, shortening
 from fl_lightning.defenses._verdicts import filtered, trained_slice
+from fl_lightning.registry import Tunable
 
 
 class Sparse(NamedTuple):
@@ -54,8 +55,8 @@ class Sparsefed(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    max_norm: float = Field(default=3.0, gt=0)
-    share: float = Field(default=0.1, gt=0, le=1)
+    max_norm: Annotated[float, Tunable(0.05, 10, log=True)] = Field(default=3.0, gt=0)
+    share: Annotated[float, Tunable(0.01, 0.9, log=True)] = Field(default=0.1, gt=0, le=1)
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """All rows stay, clipped; the score is the norm before."""

@@ -4,7 +4,7 @@ References:
     Chen et al., "A multi-party targeted model poisoning attack against federated learning systems", section 3.
 """
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators import squared_distances
 from fl_lightning.defenses._accuracy_check import Centre, centres
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, detected, trained_of
+from fl_lightning.registry import Tunable
 
 
 def typical_distances(updates_CD: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class StatisticalCheck(Defense):
     name: ClassVar[str] = "statistical_check"
     cites: ClassVar[tuple[str, ...]] = ("chen2021multiparty",)
     max_distance: float | None = Field(default=None, gt=0)
-    min_cosine: float | None = Field(default=0.0, ge=-1, le=1)
+    min_cosine: Annotated[float | None, Tunable(-0.5, 0.9)] = Field(default=0.0, ge=-1, le=1)
     centre: Centre = "median"
 
     @model_validator(mode="after")

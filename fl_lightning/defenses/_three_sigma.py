@@ -6,7 +6,7 @@ References:
     Corrected here: the bound is three standard deviations, not the program's half of one.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch import Tensor
 from fl_lightning.aggregators import direct_distances
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of, trained_columns
 from fl_lightning.defenses._verdicts import classifier_columns, filtered
+from fl_lightning.registry import Choice, Tunable
 
 
 def usual_distances(scores_C: Tensor, past: Tensor, lam: float) -> Tensor:
@@ -47,8 +48,8 @@ class ThreeSigma(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    lam: float = Field(default=3.0, gt=0)
-    features: Literal["last_layer", "all"] = "last_layer"
+    lam: Annotated[float, Tunable(0.5, 5)] = Field(default=3.0, gt=0)
+    features: Annotated[Literal["last_layer", "all"], Choice(("last_layer", "all"))] = "last_layer"
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """Far rows go; the score is the distance from the centre."""

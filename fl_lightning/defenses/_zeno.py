@@ -5,7 +5,7 @@ References:
     definition 2. The authors' program takes the mean square where the paper has the squared norm.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from fl_lightning.aggregators import Aggregator, Byzantine, assumed
 from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, geometry_of
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Tunable
 
 
 def zeno_scores(before: float, after_C: Tensor, norms_C: Tensor, rho: float) -> Tensor:
@@ -49,7 +50,7 @@ class Zeno(Defense):
     needs_samples: ClassVar[bool] = True
 
     n_byzantine: Byzantine
-    rho: float = Field(default=5e-4, ge=0)
+    rho: Annotated[float, Tunable(0.00001, 0.1, log=True)] = Field(default=5e-4, ge=0)
     batch: int = Field(default=128, ge=1)
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:

@@ -5,7 +5,7 @@ References:
     round are judged together.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from fl_lightning.defenses._base import Defense, ServerContext, State, Verdict, 
 from fl_lightning.defenses._rejection import need_validation
 from fl_lightning.defenses._root import root_rows, server_update
 from fl_lightning.defenses._verdicts import filtered
+from fl_lightning.registry import Tunable
 
 
 def zenopp_scores(along_C: Tensor, norms_C: Tensor, length: float, rho: float = 0.1, eps: float = 0.0) -> Tensor:
@@ -55,7 +56,7 @@ class Zenopp(Defense):
     stateful: ClassVar[bool] = True
     reads_rows: ClassVar[bool] = False
 
-    rho: float = Field(default=0.1, ge=0)
+    rho: Annotated[float, Tunable(0, 0.5)] = Field(default=0.1, ge=0)
     eps: float = Field(default=0.0, ge=0)
     stale: int = Field(default=0, ge=0)
     root_samples: int = Field(default=100, ge=1)

@@ -21,12 +21,14 @@ from fl_lightning.registry._settings import (
     summary,
     to_plain,
 )
+from fl_lightning.registry._tunable import Choice, Tunable, as_span, tunables
 
 __all__ = [
     "NAME",
     "SLOTS",
     "SLOT_KEY",
     "STRICT",
+    "Choice",
     "Component",
     "ConfigError",
     "Label",
@@ -34,6 +36,8 @@ __all__ = [
     "Registry",
     "Settings",
     "Slot",
+    "Tunable",
+    "as_span",
     "component",
     "distribution_of",
     "errors_under",
@@ -53,4 +57,5 @@ __all__ = [
     "suggest",
     "summary",
     "to_plain",
+    "tunables",
 ]

@@ -96,6 +96,14 @@ class Experiment(BaseModel):
             self.check_clients(self.partition.clients)
         if self.evaluation.effect:
             self._check_effect()
+        if self.evaluation.worst and self.attack:
+            raise ConfigError(
+                "tries attacks of its own, beside a run without any: set attack to null", "evaluation.worst"
+            )
+        if self.evaluation.worst and not self.participation.malicious:
+            raise ConfigError(
+                "needs malicious clients for its attacks: set participation.malicious", "evaluation.worst"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must differ, got {list(self.seeds)}", "seeds")
         return self

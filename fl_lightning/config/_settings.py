@@ -9,11 +9,24 @@ from pydantic import Field, field_validator, model_validator
 from fl_lightning.attacks import Choice, as_span
 from fl_lightning.errors import ConfigError, errors_under, excerpt
 from fl_lightning.parallel import Jobs
-from fl_lightning.registry import Label, Settings, Slot
+from fl_lightning.registry import Label, Settings, Slot, plain_fields
 
 Direction = Literal["maximize", "minimize"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class WorstCase(Settings):
+    """Which attacks a server is put to the test with, and how hard each tries.
+
+    Attributes:
+        attacks: label -> attack.
+        draws: how often each attack runs: once as configured, then with values drawn anew, for this server, from the ranges of
+            its tunable fields.
+    """
+
+    attacks: dict[Label, Annotated[Any, Slot("attack")]] = Field(min_length=1)
+    draws: int = Field(default=3, ge=1)
 
 
 class Evaluation(Settings):
@@ -27,6 +40,8 @@ class Evaluation(Settings):
             along it; costs a Hessian-vector product for every local step.
         metrics: label -> a further figure of the global model, reported as `global/<label>`, such as
             `f1: {name: torchmetrics, metric: F1Score, args: {average: macro}}`.
+        worst: of an experiment without an attack: what the strongest of some attacks, searched anew against its server, comes to
+            after as many rounds; one run more for every attack and draw.
     """
 
     every: int = Field(default=1, ge=1)
@@ -34,6 +49,11 @@ class Evaluation(Settings):
     after: int = Field(default=0, ge=0)
     effect: bool = False
     metrics: dict[Label, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
+    worst: WorstCase | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without `worst` where there is none, as configurations were before there was any."""
+        return without_none(self, "worst")
 
 
 class Stop(Settings):
@@ -109,6 +129,11 @@ NOT_SEARCHED = ("seed", "seeds", "evaluation", "tracking", "sweep", "paper", "fa
 """Settings that no search varies."""
 
 
+def without_none(settings: Settings, *names: str) -> dict[str, Any]:
+    """The fields as plain values; those of the names that are None are left out."""
+    return {key: value for key, value in plain_fields(settings).items() if value is not None or key not in names}
+
+
 class SweepSettings(Settings):
     """The search for the strongest attack, or for the best defense.
 
@@ -125,6 +150,9 @@ class SweepSettings(Settings):
         seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
         against: a registered model whose attack takes the place of the configured one, such as
             `mnist-mlp-cmp-vs-krum@strongest`: what a defense is searched against.
+        worst: a server is searched: every trial runs without an attack and with this as `evaluation.worst`, so that a server is
+            judged by the strongest attack on itself (`worst/success`, `worst/accuracy`), and by what it costs (`global/accuracy`,
+            `server/seconds`).
         warm_start: after what is configured, the winners of so many earlier studies of the same attack, rule, model and data
             are tried, the newest first; 0: a study that does not depend on what was searched before.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
@@ -140,8 +168,13 @@ class SweepSettings(Settings):
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
     seeds: tuple[Seed, ...] = ()
     against: str | None = None
+    worst: WorstCase | None = None
     warm_start: int = Field(default=1, ge=0)
     confirm_seeds: tuple[Seed, ...] = Field(default=(1001, 1002, 1003), min_length=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without `worst` where there is none, as searches were before there was any."""
+        return without_none(self, "worst")
 
     @property
     def metrics(self) -> tuple[str, ...]:

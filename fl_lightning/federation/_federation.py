@@ -34,6 +34,7 @@ from fl_lightning.federation._state import (
     Trained,
     on_device,
 )
+from fl_lightning.federation._worst import server_seconds, worst_case
 from fl_lightning.metrics import Metric, accuracy_gap, detection, evaluate, persistence, stealth
 from fl_lightning.participation import Cohort, Never
 from fl_lightning.randomness import generator
@@ -137,6 +138,9 @@ class Federation:
             self.state.reached = self.experiment.stop.reason([*self.state.history, metrics])
         if (self.state.round + 1 == self.experiment.planned_rounds or self.state.reached) and not self.state.stopped:
             metrics |= self.finish()
+            if self.experiment.evaluation.worst:
+                metrics |= worst_case(self.experiment, lambda own: Federation(own).run())
+                metrics |= server_seconds([*self.state.history, clock.metrics()])
         return self._report(sent.cohort, metrics | clock.metrics(), sent.attacked)
 
     # The steps of a round: each returns what it found out, and remembers in `state` what the next round needs

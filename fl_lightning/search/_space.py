@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, cast, get_type_hints
+from typing import Any
 
-from fl_lightning.attacks import Attack, Choice, Tunable, as_span
+from fl_lightning.attacks import Choice, Tunable, as_span
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, errors_under
-from fl_lightning.registry import named_config, registry
+from fl_lightning.registry import named_config, registry, tunables
 
 __all__ = ["Ask", "Space", "Span", "changes", "search_space", "tunables"]
 
@@ -41,22 +41,13 @@ def _span(path: str, given: Any) -> Span:
             raise ConfigError(str(error)) from None
 
 
-def tunables(attack: type[Attack]) -> dict[str, Span]:
-    """The annotated search ranges of an attack's fields."""
-    hints = get_type_hints(attack, include_extras=True)
-    found = {}
-    for field in fields(attack):
-        for mark in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(mark, Tunable | Choice):
-                found[field.name] = mark
-    return found
-
-
 def changes(space: Space, ask: Ask) -> dict[str, Any]:
     """The configuration changes of one trial, as dotted paths in the order in which they apply.
 
     Where the attack itself is searched, `{"attack": Choice(("cmp", "alie"))}`, the tunable fields of the drawn attack
-    follow under its name: parameters `cmp.eta`, `alie.z`, ... that only exist in trials of that attack.
+    follow under its name: parameters `cmp.eta`, `alie.z`, ... that only exist in trials of that attack. So do those of a rule
+    (`aggregator`) and of defenses (`defenses.<label>`), under path and name. `none` is no defense, and no `aggregator.pre`;
+    `arc + nnm` are two steps.
 
     Args:
         space: ranges by dotted path.
@@ -64,15 +55,57 @@ def changes(space: Space, ask: Ask) -> dict[str, Any]:
     """
     drawn: dict[str, Any] = {}
     for path, span in space.items():
-        drawn[path] = ask(path, span)
-        if path == "attack":
-            name = drawn[path]
-            own = tunables(cast(type[Attack], registry("attack")[component_name(name)]))
-            drawn |= {f"attack.{field}": ask(f"{name}.{field}", inner) for field, inner in own.items()}
+        value, slot = ask(path, span), slot_of(path)
+        if value == NOTHING and slot in ("defense", "pre_aggregator"):
+            continue
+        drawn[path] = value
+        if slot in ("attack", "aggregator", "defense") and isinstance(value, str):
+            before = value if slot == "attack" else f"{path}.{value}"
+            own = tunables(registry(slot)[component_name(value, slot)])
+            drawn |= {f"{path}.{field}": ask(f"{before}.{field}", inner) for field, inner in own.items()}
+    if "aggregator.pre" in drawn:
+        drawn["aggregator.pre"] = steps(str(drawn["aggregator.pre"]), drawn.get("aggregator"))
     return drawn
 
 
-def component_name(name: str) -> str:
-    """The attack that a file in `configs/attack/` configures."""
-    settings = named_config("attack", name)
+NOTHING = "none"
+
+
+def slot_of(path: str) -> str | None:
+    """The slot of a dotted path that names a component; None for all others."""
+    if path == "aggregator.pre":
+        return "pre_aggregator"
+    outer, _, label = path.partition(".")
+    return (
+        "defense"
+        if outer == "defenses" and label and "." not in label
+        else {"attack": "attack", "aggregator": outer}.get(path)
+    )
+
+
+def steps(names: str, rule: str | None) -> list[dict[str, Any]]:
+    """Pre-aggregators as a configuration has them; a rule that has no f to hand on leaves it to be a fifth of the rows.
+
+    Args:
+        names: joined by ` + `.
+        rule: the drawn rule, or None.
+    """
+    known = (
+        {field.name for field in fields(registry("aggregator")[component_name(rule, "aggregator")])} if rule else set()
+    )
+    made = []
+    for name in names.split(" + "):
+        settings = dict(named_config("pre_aggregator", name) or {"name": name})
+        if (
+            getattr(registry("pre_aggregator")[settings["name"]], "needs_n_byzantine", False)
+            and "n_byzantine" not in known
+        ):
+            settings["n_byzantine"] = settings.get("n_byzantine") or "auto"
+        made.append(settings)
+    return made
+
+
+def component_name(name: str, slot: str = "attack") -> str:
+    """The component that a file of a slot configures."""
+    settings = named_config(slot, name)
     return str(settings["name"]) if settings else name

@@ -20,12 +20,12 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from fl_lightning import runs, tracking
-from fl_lightning.config import Experiment
+from fl_lightning.config import Experiment, dump
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.parallel import interruptible
-from fl_lightning.registry import refuse_unreachable
+from fl_lightning.registry import refuse_unreachable, to_plain
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._account import tell
 from fl_lightning.search._cmaes import check_sampler
@@ -157,6 +157,8 @@ def _searched(
     if experiment.sweep.against:
         attack = find(experiment.sweep.against).experiment.attack
         experiment = experiment.override({"attack": attack and attack.to_dict()})
+    if experiment.sweep.worst and not experiment.evaluation.worst:
+        experiment = experiment.override({"attack": None, "evaluation.worst": to_plain(experiment.sweep.worst)})
     if experiment.sweep.jobs != 1:
         refuse_unreachable(experiment)
     check_sampler(experiment.sweep.sampler)
@@ -224,7 +226,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     measured = study.get_trials(deepcopy=False, states=MEASURED)
     winner = _winner(task, study)
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if feasible(winner) else None
-    configured = {} if experiment.attack else {"attack": next(iter(winner.user_attrs["changes"].values()))}
+    drawn = winner.user_attrs["changes"]
+    configured = {} if experiment.attack or "attack" not in drawn else {"attack": drawn["attack"]}
     # The model of an attack that a search made weak is nothing to look for in the registry.
     keep = experiment.tracking.models and experiment.tracking.register != "never"
     register = "always" if keep and settings.directions[0] == "maximize" else "never"
@@ -248,6 +251,7 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
     figures = {"sweep/rounds_saved": outcome.rounds_saved}
+    store.log_text(task.run_id, dump(experiment.override(drawn)), "winner.yaml")
     for metric in settings.metrics:
         figures |= {
             f"sweep/confirmed/{metric}": outcome.confirmed[metric].mean,

@@ -58,7 +58,13 @@ def test_sweep_yaml_loads_and_has_a_space(path: Path):
     assert load(yaml.safe_load(dump(experiment))) == experiment
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=ids)
+SWEEPS = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem == "strongest_defense" else [], id=path.stem)
+    for path in sorted((CONFIGS / "sweep").glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", SWEEPS)
 def test_sweep_yaml_runs(path: Path, store_folder: Path):
     defended = {"defenses": {"clip": "norm_bound"}, "client": "fl_wbc"} if path.stem == "defender" else {}
     settings = named_config("sweep", path.stem) | {"trials": 2, "jobs": 1, "confirm_seeds": [1001]}

@@ -76,11 +76,9 @@ def slot_of(path: str) -> str | None:
     if path == "aggregator.pre":
         return "pre_aggregator"
     outer, _, label = path.partition(".")
-    return (
-        "defense"
-        if outer == "defenses" and label and "." not in label
-        else {"attack": "attack", "aggregator": outer}.get(path)
-    )
+    if outer == "defenses" and label and "." not in label:
+        return "defense"
+    return path if path in ("attack", "aggregator") else None
 
 
 def steps(names: str, rule: str | None) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ PRIVATE = {
     "parallel/_processes.py": {"_exit"},  # documented
     "paths.py": {"_tracking_uri", "mlflow.tracking._tracking_service.utils"},
     "search/_cmaes.py": {"_attr_key_optimizer", "cmaes._cma", "numpy.random._mt19937", "numpy.random._pickle"},
-    "search/_study.py": {"_storage", "_trial_id"},
+    "search/_study.py": {"_storage", "_trial_id", "optuna.study._optimize"},  # the last: its logger
     "tracking/_embedded.py": {
         "_artifact_repos_cache",
         "_get_latest_schema_revision",

@@ -1,18 +1,22 @@
 """A server judged by the strongest of some attacks, and the search for the server whose worst case is best."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fl_lightning import tracking
 from fl_lightning.attacks import Alie
+from fl_lightning.cli._tables import print_sweep
 from fl_lightning.config import Experiment, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
 from fl_lightning.federation._worst import redrawn
 from fl_lightning.registry import Choice, Tunable, registry, tunables
 from fl_lightning.search import sweep
+from fl_lightning.search._first_trials import configured
 from fl_lightning.search._space import changes
 
 Tiny = Callable[..., Experiment]
@@ -86,30 +90,45 @@ def test_a_chain_of_defenses_is_drawn_with_its_fields():
     assert chained.aggregator.name == "arc-nnm-krum"
     assert chained.aggregator.n_byzantine == 1  # 0.05 of ten, at least one
     assert chained.defenses["bound"].max_norm == 0.05
+    own = {"aggregator.krum.n_byzantine": 0.1, "defenses.bound.norm_bound.max_norm": 0.05}
+    assert configured(chained, space) == [wanted | own]
     wanted |= {"aggregator": "median", "defenses.bound": "none"}
     plain = load("digits").override(changes(space, ask))
     assert plain.aggregator.name == "arc-nnm-median"
     assert not plain.defenses
     wanted |= {"aggregator.pre": "none"}
     assert changes(space, ask) == {"aggregator": "median"}
+    assert configured(load("digits").override({"aggregator": "median"}), space) == [wanted]
 
 
 @pytest.mark.slow
-def test_the_search_finds_a_server_that_withstands(store_folder: Any):
-    """Against sign flips the mean loses; the front holds a server that does not, and its YAML is kept."""
+def test_the_search_finds_a_server_that_withstands(store_folder: Any, tmp_path: Path, capsys: Any):
+    """Against sign flips the mean loses; the front holds a server that does not, and its YAML runs as it is."""
     experiment = load("digits").override(
         {"attack": None, "data": {"name": "digits", "validation": 100}, "rounds": 5, "aggregator": "mean"}
     )
     settings = {
         "trials": 6,
-        "metric": ["worst/success", "global/accuracy"],
-        "direction": ["minimize", "maximize"],
+        "metric": ["worst/success", "global/accuracy", "server/seconds"],
+        "direction": ["minimize", "maximize", "minimize"],
         "worst": {"draws": 2, "attacks": {"flip": {"name": "sign_flip", "scale": 3.0}}},
-        "space": {"aggregator": ["mean", "median", "trimmed_mean"], "aggregator.pre": ["none", "nnm"]},
+        "space": {"aggregator": ["mean", "median", "trimmed_mean"], "aggregator.pre": ["none", "arc + nnm"]},
         "confirm_seeds": [1001],
     }
     light = {"tracking.models": False, "tracking.register": "never"}
-    outcome = sweep(experiment.override(light | {"sweep": settings}), "tiny")
+    experiment = experiment.override(light | {"sweep": settings})
+    outcome = sweep(experiment, "tiny")
+    first = next(row for row in outcome.trials if row["number"] == 0)
+    assert first["changes"] == {"aggregator": "mean"}, "what is configured is tried first"
     assert outcome.winner.get("aggregator") != "mean" or "aggregator.pre" in outcome.winner
     assert outcome.confirmed["worst/success"].mean < outcome.default["worst/success"].mean
     assert any(row["front"] for row in outcome.trials)
+    artifacts = {item.path for item in tracking.client().list_artifacts(outcome.run_id)}
+    assert {"search_pareto.png", "winner.yaml"} <= artifacts
+    file = tracking.client().download_artifacts(outcome.run_id, "winner.yaml", str(tmp_path))
+    again = load(file)
+    assert again.sweep == type(again.sweep)()
+    figures = Federation(again).run().history[-1]
+    assert figures["worst/success"] == outcome.searched["worst/success"]  # type: ignore[index]
+    print_sweep(outcome, experiment)
+    assert "{'name'" not in capsys.readouterr().out

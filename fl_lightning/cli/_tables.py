@@ -1,6 +1,6 @@
 """What the commands print: figures as tables."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -78,15 +78,17 @@ def print_outcome(outcome: Outcome, everything: bool = True) -> None:
 
 def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
     """The best trials of a search, and what its winner is worth on unseen seeds."""
+    from fl_lightning.search import shown
+
     console = wide_console()
     metrics = experiment.sweep.metrics
     title = "Pareto front" if len(metrics) > 1 else "best trials"
     table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")
     rows = [row for row in outcome.trials if row["front"]] or outcome.trials[:5]
     for row in rows:
-        settings = "  ".join(f"{path}={_short(value)}" for path, value in row["changes"].items())
+        settings = "  ".join(f"{path}={shown(value)}" for path, value in row["changes"].items())
         state = row["state"] if row["feasible"] else "breaks a constraint"
-        figures = [_short(value) for value in row["values"] or [""] * len(metrics)]
+        figures = [shown(value) for value in row["values"] or [""] * len(metrics)]
         table.add_row(str(row["number"]), *figures, state, settings)
     console.print(table)
     if outcome.searched is None:
@@ -107,7 +109,3 @@ def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
         )
     about = f"study {outcome.study}, run {outcome.run_id}\n{look_closer(outcome.run_id)}"
     console.print(about, soft_wrap=True, highlight=False)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,7 @@
 
 from fl_lightning.search._pack import Unpacked, pack, unpack
 from fl_lightning.search._reported import check_metrics
-from fl_lightning.search._space import search_space, tunables
+from fl_lightning.search._space import search_space, shown, tunables
 from fl_lightning.search._storage import studies_url
 from fl_lightning.search._sweep import SweepOutcome, strongest, sweep
 
@@ -12,6 +12,7 @@ __all__ = [
     "check_metrics",
     "pack",
     "search_space",
+    "shown",
     "strongest",
     "studies_url",
     "sweep",

@@ -15,6 +15,7 @@ from fl_lightning import tracking
 from fl_lightning.analysis import SCRIPTED, Section, analyze, page, table, text, widget
 from fl_lightning.config import Experiment
 from fl_lightning.search._pictures import moving_pictures
+from fl_lightning.search._space import shown
 
 if TYPE_CHECKING:
     from fl_lightning.search._sweep import SweepOutcome
@@ -78,10 +79,10 @@ def in_words(run: Run, experiment: Experiment, outcome: "SweepOutcome") -> Itera
     """The search in Markdown: what it came to first, then where to look closer."""
     yield verdict(experiment, outcome)
     winner = next((row for row in outcome.trials if row["changes"] == outcome.winner), None)
-    settings = ", ".join(f"`{path}` = {_short(value)}" for path, value in outcome.winner.items())
+    settings = ", ".join(f"`{path}` = {shown(value)}" for path, value in outcome.winner.items())
     if winner is not None:
         number = f"[#{winner['number']}]({_link(run, winner)})"
-        figures = ", ".join(_short(value) for value in winner["values"] or ())
+        figures = ", ".join(shown(value) for value in winner["values"] or ())
         yield f"Winner: trial {number} with {settings}; in the search it had {figures}, which is optimistic."
     first = [row for row in outcome.trials if row["run_id"]][:COMPARED]
     links = [f"[all runs]({tracking.below_link(run, '')})"]
@@ -102,7 +103,7 @@ def search_page(study: optuna.Study, experiment: Experiment, outcome: "SweepOutc
             f"#{row['number']}",
             *(row["values"] or [None] * len(metrics)),
             _state(row),
-            *(row["changes"].get(p) for p in paths),
+            *(_cell(row["changes"].get(path)) for path in paths),
         ]
         for row in outcome.trials
     ]
@@ -123,8 +124,8 @@ def _state(row: dict[str, Any]) -> str:
     return str(row["state"]) if row["feasible"] else "breaks a constraint"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> Any:
+    return shown(value) if isinstance(value, list) else value
 
 
 def _link(run: Run, row: dict[str, Any]) -> str:

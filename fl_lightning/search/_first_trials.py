@@ -12,7 +12,7 @@ from fl_lightning.attacks import Attack, Choice
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.registry import flatten, registry
-from fl_lightning.search._space import Space, Span, changes, component_name, tunables
+from fl_lightning.search._space import NOTHING, Space, Span, changes, component_name, slot_of, tunables
 
 __all__ = ["check_first", "configured", "enqueue_first", "given", "rank"]
 
@@ -21,8 +21,39 @@ def configured(experiment: Experiment, space: Space) -> list[dict[str, Any]]:
     """What is configured; every attack as its file has it where the attack itself is searched."""
     if isinstance(attacks := space.get("attack"), Choice):
         return [{"attack": name} | _as_configured(str(name)) for name in attacks.values]
-    flat = flatten(experiment.to_dict())
-    return [{path: flat[path] for path, span in space.items() if span.holds(flat.get(path))}]
+    flat = flatten(experiment.to_dict()) | _names(experiment, space)
+    return [{name: flat[name] for name, span in _parameters(space, flat).items() if span.holds(flat.get(name))}]
+
+
+def _names(experiment: Experiment, space: Space) -> dict[str, Any]:
+    """The rule, pre-aggregators and defenses of an experiment by the parameters of a search, with their settings."""
+    plain, clients = experiment.to_dict(), experiment.partition.clients
+    rule, defenses = plain["aggregator"], plain["defenses"]
+    rows = experiment.participation.per_round(clients) if isinstance(clients, int) else 0
+    named: dict[str, Any] = {}
+    for path in space:
+        slot = slot_of(path)
+        if slot == "pre_aggregator":
+            named[path] = " + ".join(step["name"] for step in rule.get("pre", ())) or NOTHING
+        elif slot in ("aggregator", "defense"):
+            settings = rule if slot == "aggregator" else defenses.get(path.partition(".")[2], {"name": NOTHING})
+            named[path] = settings["name"]
+            for field, value in settings.items():
+                count = field == "n_byzantine" and isinstance(value, int) and rows  # a search draws shares of the rows
+                named[f"{path}.{settings['name']}.{field}"] = value / rows if count else value
+    return named
+
+
+def _parameters(space: Space, named: Mapping[str, Any]) -> dict[str, Span]:
+    """The ranges of a search, and of the fields of the components that are named."""
+    spans: dict[str, Span] = {}
+    for path, span in space.items():
+        spans[path] = span
+        slot, name = slot_of(path), named.get(path)
+        if slot in ("aggregator", "defense") and name != NOTHING and span.holds(name):
+            inner = tunables(registry(slot)[component_name(str(name), slot)])
+            spans |= {f"{path}.{name}.{field}": own for field, own in inner.items()}
+    return spans
 
 
 def _as_configured(name: str) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str,
             yield f"importance{suffix}", _figure(figure)
         if len(shared) > 1:
             yield f"contour{suffix}", _figure(plots.plot_contour(study, params=shared[:4], **options))
-    if len(metrics) == 2:
-        yield "pareto", _figure(plots.plot_pareto_front(study, target_names=list(metrics)))
+    if len(metrics) > 1:
+        yield "pareto", _figure(plots.plot_pareto_front(study, **_two(metrics)))
 
 
 def moving_pictures(study: optuna.Study, metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -65,10 +65,20 @@ def _plotly(study: optuna.Study, metrics: Sequence[str], complete: list[FrozenTr
                 f"What {metric} depends on",
                 moving.plot_param_importances(study, evaluator=evaluator, params=shared, **options),
             )
-    if len(metrics) == 2:
-        yield "Pareto front", moving.plot_pareto_front(study, target_names=list(metrics))
+    if len(metrics) > 1:
+        yield _front_title(metrics), moving.plot_pareto_front(study, **_two(metrics))
     if len(metrics) == 1:
         yield "While the trials ran", moving.plot_intermediate_values(study)
+
+
+def _two(metrics: Sequence[str]) -> dict[str, Any]:
+    """The first two metrics: of a front in more of them one sees nothing on paper; what is on it is decided by all."""
+    return {"targets": lambda trial: (trial.values[0], trial.values[1]), "target_names": list(metrics[:2])}
+
+
+def _front_title(metrics: Sequence[str]) -> str:
+    further = f", on which trials are for their {' and '.join(metrics[2:])}, too" if len(metrics) > 2 else ""
+    return f"Pareto front{further}"
 
 
 def _value(position: int) -> Callable[[FrozenTrial], float]:

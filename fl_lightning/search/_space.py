@@ -9,7 +9,7 @@ from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.registry import named_config, registry, tunables
 
-__all__ = ["Ask", "Space", "Span", "changes", "search_space", "tunables"]
+__all__ = ["NOTHING", "Ask", "Space", "Span", "changes", "search_space", "shown", "slot_of", "tunables"]
 
 Span = Tunable | Choice
 Space = Mapping[str, Span]
@@ -81,7 +81,7 @@ def slot_of(path: str) -> str | None:
     return path if path in ("attack", "aggregator") else None
 
 
-def steps(names: str, rule: str | None) -> list[dict[str, Any]]:
+def steps(names: str, rule: str | None) -> list[str | dict[str, Any]]:
     """Pre-aggregators as a configuration has them; a rule that has no f to hand on leaves it to be a fifth of the rows.
 
     Args:
@@ -91,16 +91,25 @@ def steps(names: str, rule: str | None) -> list[dict[str, Any]]:
     known = (
         {field.name for field in fields(registry("aggregator")[component_name(rule, "aggregator")])} if rule else set()
     )
-    made = []
+    made: list[str | dict[str, Any]] = []
     for name in names.split(" + "):
         settings = dict(named_config("pre_aggregator", name) or {"name": name})
-        if (
-            getattr(registry("pre_aggregator")[settings["name"]], "needs_n_byzantine", False)
-            and "n_byzantine" not in known
-        ):
-            settings["n_byzantine"] = settings.get("n_byzantine") or "auto"
-        made.append(settings)
+        needs = getattr(registry("pre_aggregator")[settings["name"]], "needs_n_byzantine", False)
+        lacks = needs and "n_byzantine" not in known and settings.get("n_byzantine") is None
+        made.append(settings | {"n_byzantine": "auto"} if lacks else name)
     return made
+
+
+def shown(value: Any) -> str:
+    """A value of a trial as tables have it.
+
+    Example:
+        >>> shown(0.123456), shown("krum"), shown([{"name": "arc", "n_byzantine": "auto"}, "nnm"])
+        ('0.1235', 'krum', 'arc + nnm')
+    """
+    if isinstance(value, list):
+        return " + ".join(shown(step["name"] if isinstance(step, dict) else step) for step in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def component_name(name: str, slot: str = "attack") -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ def feasible(trial: FrozenTrial) -> bool:
 
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # It would print the traceback of every trial that came to nothing: the workers say the reason in one line.
+    logging.getLogger("optuna.study._optimize").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 

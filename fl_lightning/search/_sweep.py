@@ -250,8 +250,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
         rounds_saved=1 - rounds / (experiment.planned_rounds * max(1, len(settings.seeds)) * len(measured)),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
+    store.log_text(task.run_id, dump(experiment.override(drawn | {"sweep": {}})), "winner.yaml")
     figures = {"sweep/rounds_saved": outcome.rounds_saved}
-    store.log_text(task.run_id, dump(experiment.override(drawn)), "winner.yaml")
     for metric in settings.metrics:
         figures |= {
             f"sweep/confirmed/{metric}": outcome.confirmed[metric].mean,

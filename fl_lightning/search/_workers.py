@@ -86,7 +86,12 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
 
         study.optimize(objective, n_trials=1, catch=(TrialFailedError,), gc_after_trial=True)
         # Optuna may refuse what a trial came to: that is no kill, and must not be tried for ever.
-        refused = refused + 1 if was_killed(study.get_trials(deepcopy=False)[begun[0]]) else 0
+        ended = study.get_trials(deepcopy=False)[begun[0]]
+        if ended.state == TrialState.FAIL:
+            log.warning(
+                "trial %d came to nothing: %s", ended.number, ended.user_attrs.get("error", "Optuna refused it")
+            )
+        refused = refused + 1 if was_killed(ended) else 0
         if refused == REFUSALS:
             raise RuntimeError(f"Optuna took no result of the last {REFUSALS} trials")
         log_course(task, study, begun[0])

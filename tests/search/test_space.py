@@ -18,9 +18,9 @@ def test_the_space_is_the_attacks_own_unless_given(tiny):
     assert own
     assert all(path.startswith("attack.") for path in own)
     given = search_space(
-        tiny(attack="gaussian", sweep={"space": {"attack.std": {"low": 1, "high": 2}, "seed": [1, 2]}})
+        tiny(attack="gaussian", sweep={"space": {"attack.std": {"low": 1, "high": 2}, "rounds": [1, 2]}})
     )
-    assert given == {"attack.std": Tunable(1, 2), "seed": Choice((1, 2))}
+    assert given == {"attack.std": Tunable(1, 2), "rounds": Choice((1, 2))}
 
 
 @pytest.mark.parametrize(

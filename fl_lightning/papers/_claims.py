@@ -94,7 +94,7 @@ class Order(Reading):
         lower: likewise.
         factor: how many times as high.
         margin: by how much it may lie below that all the same.
-        matters: an advantage that is surely smaller than this counts as none.
+        matters: an advantage up to this counts as none: the interval must lie above it.
         log: compare logarithms, for positive figures that differ by orders of magnitude; the margin does not count then.
         follows: why the claim follows from others, where it does.
     """
@@ -397,8 +397,9 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
     * A printed value v is *confirmed* if the 95 % interval lies within v +- tolerance: a test of equivalence. If it lies wholly
       outside of that, the value is *stronger* or *weaker* by its sign, and *not reproduced* if the mean falls short by more than
       four tolerances and more than half of v. Else it is *undecided*.
-    * An order is judged by the differences seed by seed (higher - factor * lower + margin): *not reproduced* if their interval
-      lies at or below 0, or below the smallest difference that matters; *confirmed* if it lies above 0; else *undecided*.
+    * An order is judged by the differences seed by seed (higher - factor * lower + margin): *confirmed* if their interval lies
+      above 0 and reaches no difference too small to matter, *not reproduced* if it lies at or below 0 or below what matters,
+      else *undecided*.
     * Of several limits that a run must keep at once, the one that it keeps least counts, seed by seed: how far it is kept.
     * A limit is *confirmed* if the interval keeps it, *not reproduced* if the interval lies beyond it, else *undecided*.
 
@@ -414,7 +415,7 @@ def verdict(claim: Claim, found: Interval | None) -> Verdict:
     if isinstance(rule, Order):
         if found.high <= 0 or found.high < rule.matters:
             return "not reproduced"
-        return "confirmed" if found.low > 0 else "undecided"
+        return "confirmed" if found.low > 0 and found.low >= rule.matters else "undecided"
     if isinstance(rule, Joint):
         return "confirmed" if found.low >= 0 else "not reproduced" if found.high < 0 else "undecided"
     if isinstance(rule, Bound):
@@ -446,7 +447,7 @@ def p_value(claim: Claim, found: Interval | None) -> float:
     rule = claim.rule
     below = Interval(-found.mean, found.half, n=found.n)
     if isinstance(rule, Order | Joint):
-        return found.above(0.0)
+        return found.above(rule.matters if isinstance(rule, Order) else 0.0)
     if isinstance(rule, Bound):
         return found.above(rule.limit) if rule.at_most is None else below.above(-rule.limit)
     printed = float(claim.printed or 0.0)

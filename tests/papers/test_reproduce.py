@@ -114,7 +114,9 @@ def test_an_order_of_magnitudes_is_judged_on_logarithms():
     [
         ([0.51, 0.49, 0.50], "not reproduced"),  # the advantage is surely less than what matters
         ([0.51, 0.52, 0.52], "not reproduced"),  # there, but surely too small to matter
-        ([0.54, 0.55, 0.56], "confirmed"),
+        ([0.54, 0.55, 0.56], "undecided"),  # above 0 for sure, but perhaps too small to matter
+        ([0.56, 0.57, 0.58], "undecided"),
+        ([0.57, 0.58, 0.59], "confirmed"),
         ([0.60, 0.45, 0.50], "undecided"),
     ],
 )

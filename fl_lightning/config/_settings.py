@@ -38,6 +38,7 @@ class Evaluation(Settings):
         after: rounds after the last one of `rounds` in which nobody attacks, to see how long an attack lasts.
         effect: beside the twin's exact difference of parameters report its first-order prediction, and how flat the loss is
             along it; costs a Hessian-vector product for every local step.
+        layers: beside the whole updates compare how each layer's values are distributed, `stealth/distribution_layer0` and on.
         metrics: label -> a further figure of the global model, reported as `global/<label>`, such as
             `f1: {name: torchmetrics, metric: F1Score, args: {average: macro}}`.
         worst: of an experiment without an attack: what the strongest of some attacks, searched anew against its server, comes to
@@ -48,6 +49,7 @@ class Evaluation(Settings):
     twin: bool = False
     after: int = Field(default=0, ge=0)
     effect: bool = False
+    layers: bool = False
     metrics: dict[Label, Annotated[Any, Slot("metric")]] = Field(default_factory=dict)
     worst: WorstCase | None = None
 

@@ -7,7 +7,7 @@ References:
     Computer Science 2022, section 5.1: two hidden layers, 128 units in the autoencoder, 32 in the mixture network.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,21 +114,32 @@ def dagmm_scores(
         estimation: units of the mixture network's hidden layers.
         epochs: full-batch steps of Adam.
     """
-    n_features = reference_RF.shape[1]
-    network = Compression(n_features, hidden, latent, components, estimation).to(reference_RF.device)
+    network = Compression(reference_RF.shape[1], hidden, latent, components, estimation).to(reference_RF.device)
+    fit(network, reference_RF, epochs)
+    return energies(network, reference_RF, received_CF)
 
-    def fitted() -> tuple[Tensor, Tensor, Mixture]:
-        z_RZ, errors_R = network(reference_RF)
-        return z_RZ, errors_R, mixture(z_RZ, network.estimation(z_RZ).softmax(1))
+
+def fitted(network: Compression, reference_RF: Tensor) -> tuple[Tensor, Tensor, Mixture]:
+    """Points `[R, Z]`, squared errors `[R]` and mixture of the reference."""
+    z_RZ, errors_R = network(reference_RF)
+    return z_RZ, errors_R, mixture(z_RZ, network.estimation(z_RZ).softmax(1))
+
+
+def fit(network: Compression, reference_RF: Tensor, epochs: int) -> None:
+    """Train it on the reference: full-batch steps on eq. 7."""
 
     def loss() -> Tensor:
-        z_RZ, errors_R, m = fitted()
+        z_RZ, errors_R, m = fitted(network, reference_RF)
         thin = (1 / m.covariances_KZZ.diagonal(dim1=1, dim2=2)).sum()
-        return errors_R.mean() / n_features + ENERGY * energy(z_RZ, m).mean() + THIN * thin
+        return errors_R.mean() / reference_RF.shape[1] + ENERGY * energy(z_RZ, m).mean() + THIN * thin
 
     train(network, loss, epochs, lr=1e-3)
+
+
+def energies(network: Compression, reference_RF: Tensor, received_CF: Tensor) -> Tensor:
+    """`[C]` energy of each row under the mixture of the reference."""
     with torch.no_grad():
-        return energy(network(received_CF)[0], fitted()[2])
+        return energy(network(received_CF)[0], fitted(network, reference_RF)[2])
 
 
 class Dagmm(Spectral):
@@ -139,7 +150,7 @@ class Dagmm(Spectral):
         latent: dimensions of the code.
         components: Gaussians.
         estimation: units of the mixture network's hidden layers.
-        epochs: full-batch training steps a round.
+        epochs: full-batch training steps of each fit.
     """
 
     name: ClassVar[str] = "dagmm"
@@ -151,14 +162,14 @@ class Dagmm(Spectral):
     estimation: int = Field(default=32, ge=1)
     epochs: int = Field(default=200, ge=1)
 
-    def anomaly(self, reference_RF: Tensor, received_CF: Tensor, generator: torch.Generator) -> Tensor:
+    def network(self, n_features: int) -> Compression:
+        """Autoencoder and mixture network."""
+        return Compression(n_features, self.hidden, self.latent, self.components, self.estimation)
+
+    def fit(self, network: nn.Module, reference_RF: Tensor) -> None:
+        """On eq. 7."""
+        fit(cast(Compression, network), reference_RF, self.epochs)
+
+    def anomaly(self, network: nn.Module, reference_RF: Tensor, received_CF: Tensor) -> Tensor:
         """The energy."""
-        return dagmm_scores(
-            reference_RF,
-            received_CF,
-            hidden=self.hidden,
-            latent=self.latent,
-            components=self.components,
-            estimation=self.estimation,
-            epochs=self.epochs,
-        )
+        return energies(cast(Compression, network), reference_RF, received_CF)

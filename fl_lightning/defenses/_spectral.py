@@ -10,6 +10,7 @@ References:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -48,6 +49,30 @@ def reference_updates(
             batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
             theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
         rows.append((theta_D - context.global_D)[columns_F])
+    return torch.stack(rows)
+
+
+def models_on_the_way(
+    context: ServerContext, samples: Samples, columns_F: Tensor, *, count: int, steps: int, batch_size: int, lr: float
+) -> Tensor:
+    """`[R, F]` the models that the server passes while it trains from the broadcast one: one run of SGD, one every `steps`.
+
+    Args:
+        context: gradients, the broadcast model, random numbers.
+        samples: the server's own.
+        columns_F: `[F]` the coordinates that are wanted.
+        count: number of models R.
+        steps: local steps from one to the next.
+        batch_size: samples a step.
+        lr: learning rate.
+    """
+    random = context.generator("reference")
+    theta_D, rows = context.global_D, []
+    for _ in range(count):
+        for _ in range(steps):
+            batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
+            theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
+        rows.append(theta_D[columns_F])
     return torch.stack(rows)
 
 
@@ -95,8 +120,9 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 class Spectral(Defense, ABC):
     """Removes the `n_byzantine` rows that a model of honest updates finds strangest; ties are broken at random.
 
-    The printed scheme fits that model once, before the first round. Updates shrink and turn while a federation converges, so
-    here it is fitted afresh in every round, to updates that the server makes from the current global model.
+    The printed scheme fits that model once, before the first round, to the weights of a model that the server trains
+    (`pretrained`). Models move on while a federation converges, so by default it is fitted afresh in every round, to updates that
+    the server makes from the current global model.
 
     Attributes:
         n_byzantine: number of rows removed.
@@ -105,6 +131,8 @@ class Spectral(Defense, ABC):
         steps: local steps behind each of them.
         batch_size: samples a local step.
         lr: their learning rate; only directions matter, as norms are matched to those received.
+        pretrained: fit once, in the first round, to the models that the server passes in one training run of references x steps
+            steps, and judge whole models by it in every round; the scale is that of those models.
     """
 
     n_byzantine: Byzantine
@@ -113,38 +141,79 @@ class Spectral(Defense, ABC):
     steps: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
     lr: float = Field(default=0.05, gt=0)
+    pretrained: bool = False
 
     def check(self, aggregator: Aggregator, validation: bool) -> None:
         """The server has validation samples."""
         need_validation(self.name, validation or None)
 
     @abstractmethod
-    def anomaly(self, reference_RF: Tensor, received_CF: Tensor, generator: torch.Generator) -> Tensor:
+    def network(self, n_features: int) -> nn.Module:
+        """The model of honest rows with F features, not fitted yet."""
+
+    @abstractmethod
+    def fit(self, network: nn.Module, reference_RF: Tensor) -> None:
+        """Train it on the features of honest rows, in place."""
+
+    @abstractmethod
+    def anomaly(self, network: nn.Module, reference_RF: Tensor, received_CF: Tensor) -> Tensor:
         """`[C]` how strange the received rows are; larger = stranger.
 
         Args:
-            reference_RF: `[R, F]` features of honest updates.
-            received_CF: `[C, F]` features of the updates of the round.
-            generator: keyed by seed and round.
+            network: fitted.
+            reference_RF: `[R, F]` features that it was fitted to.
+            received_CF: `[C, F]` features of what is judged.
         """
 
     def apply(self, updates_CD: Tensor, context: ServerContext, state: State) -> Verdict:
         """The strangest rows go."""
         samples = need_validation(self.name, context.validation)
-        random = context.generator("coordinates")
-        columns_F = torch.randperm(updates_CD.shape[1], generator=random)[: self.coordinates].to(updates_CD.device)
-        reference_RF = reference_updates(
-            context,
-            samples,
-            columns_F,
-            count=self.references,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-        )
-        scaled = features(reference_RF, updates_CD[:, columns_F])
-        generator = context.generator(self.name)
-        with seeded(generator):
-            scores_C = self.anomaly(*scaled, generator).double().nan_to_num(nan=1e300, posinf=1e300)
+        if self.pretrained:
+            scores_C, state = self._by_first_round(updates_CD, context, samples, state)
+        else:
+            columns_F = self._columns(updates_CD, context)
+            reference_RF = reference_updates(context, samples, columns_F, **self._runs())
+            scaled = features(reference_RF, updates_CD[:, columns_F])
+            with seeded(context.generator(self.name)):
+                network = self.network(len(columns_F)).to(updates_CD.device)
+                self.fit(network, scaled[0])
+                scores_C = self.anomaly(network, *scaled)
+        scores_C = scores_C.double().nan_to_num(nan=1e300, posinf=1e300)
         count = assumed(self.n_byzantine, len(updates_CD))
-        return detected(updates_CD, context, largest(scores_C, count, context.generator("ties")), scores_C)
+        verdict = detected(updates_CD, context, largest(scores_C, count, context.generator("ties")), scores_C)
+        return verdict._replace(state=state if self.pretrained else {})
+
+    def _by_first_round(
+        self, updates_CD: Tensor, context: ServerContext, samples: Samples, state: State
+    ) -> tuple[Tensor, State]:
+        """`[C]` scores of whole models by what was fitted in the first round, and what to remember of it."""
+        with seeded(context.generator(self.name)):
+            known = {
+                key: value.to(updates_CD.device) for key, value in (state or self._fitted(context, samples)).items()
+            }
+            network = self.network(len(known["columns"])).to(updates_CD.device)
+            nn.utils.vector_to_parameters(known["network"], network.parameters())
+            models_CF = (context.global_D + updates_CD)[:, known["columns"]].double()
+            received_CF = ((models_CF - known["mean"]) / known["spread"]).clamp(-LIMIT, LIMIT).float()
+            return self.anomaly(network, known["reference"], received_CF), known
+
+    def _fitted(self, context: ServerContext, samples: Samples) -> dict[str, Tensor]:
+        """The network's parameters, the rows that it was fitted to, and their scale."""
+        columns_F = self._columns(context.global_D[None], context)
+        rows_RF = models_on_the_way(context, samples, columns_F, **self._runs()).double()
+        mean_F = rows_RF.mean(0)
+        spread = (rows_RF - mean_F).square().mean().sqrt().clamp(min=1e-30)
+        reference_RF = ((rows_RF - mean_F) / spread).float()
+        network = self.network(len(columns_F)).to(rows_RF.device)
+        self.fit(network, reference_RF)
+        fitted = nn.utils.parameters_to_vector(network.parameters()).detach()
+        return {"columns": columns_F, "mean": mean_F, "spread": spread, "reference": reference_RF, "network": fitted}
+
+    def _columns(self, updates_CD: Tensor, context: ServerContext) -> Tensor:
+        """`[F]` the coordinates of the round."""
+        drawn = torch.randperm(updates_CD.shape[1], generator=context.generator("coordinates"))
+        return drawn[: self.coordinates].to(updates_CD.device)
+
+    def _runs(self) -> dict[str, Any]:
+        """How the server trains."""
+        return {"count": self.references, "steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}

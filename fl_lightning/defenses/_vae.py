@@ -6,7 +6,7 @@ References:
     Computer Science 2022, section 5.1: two dense layers of 500 units in encoder and decoder, 100 latent dimensions.
 """
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -66,6 +66,12 @@ def vae_scores(
         draws: codes drawn for each row, over which the surprise is averaged.
     """
     network = Autoencoder(reference_RF.shape[1], hidden, latent).to(reference_RF.device)
+    fit(network, reference_RF, epochs)
+    return surprise(network, received_CF, draws)
+
+
+def fit(network: Autoencoder, reference_RF: Tensor, epochs: int) -> None:
+    """Train it on the reference: full-batch steps on the negative evidence lower bound."""
 
     def loss() -> Tensor:
         surprise_R, divergence_R = network(reference_RF)
@@ -73,6 +79,10 @@ def vae_scores(
         return total
 
     train(network, loss, epochs, lr=1e-3)
+
+
+def surprise(network: Autoencoder, received_CF: Tensor, draws: int) -> Tensor:
+    """`[C]` minus the reconstruction probability of each row, over so many draws of its code."""
     with torch.no_grad():
         return torch.stack([network(received_CF)[0] for _ in range(draws)]).mean(0)
 
@@ -83,7 +93,7 @@ class Vae(Spectral):
     Attributes:
         hidden: units of each dense layer.
         latent: dimensions of the code.
-        epochs: full-batch training steps a round.
+        epochs: full-batch training steps of each fit.
         draws: codes drawn for each row.
     """
 
@@ -95,7 +105,14 @@ class Vae(Spectral):
     epochs: int = Field(default=100, ge=1)
     draws: int = Field(default=10, ge=1)
 
-    def anomaly(self, reference_RF: Tensor, received_CF: Tensor, generator: torch.Generator) -> Tensor:
+    def network(self, n_features: int) -> Autoencoder:
+        """The autoencoder."""
+        return Autoencoder(n_features, self.hidden, self.latent)
+
+    def fit(self, network: nn.Module, reference_RF: Tensor) -> None:
+        """On the evidence lower bound."""
+        fit(cast(Autoencoder, network), reference_RF, self.epochs)
+
+    def anomaly(self, network: nn.Module, reference_RF: Tensor, received_CF: Tensor) -> Tensor:
         """Minus the reconstruction probability."""
-        settings = {"hidden": self.hidden, "latent": self.latent, "epochs": self.epochs, "draws": self.draws}
-        return vae_scores(reference_RF, received_CF, **settings)
+        return surprise(cast(Autoencoder, network), received_CF, self.draws)

@@ -35,7 +35,7 @@ from fl_lightning.federation._state import (
     on_device,
 )
 from fl_lightning.federation._worst import server_seconds, worst_case
-from fl_lightning.metrics import Metric, accuracy_gap, detection, evaluate, persistence, stealth
+from fl_lightning.metrics import Metric, accuracy_gap, detection, evaluate, layer_distributions, persistence, stealth
 from fl_lightning.participation import Cohort, Never
 from fl_lightning.randomness import generator
 
@@ -124,6 +124,8 @@ class Federation:
         metrics = sent.metrics | left.metrics | result.metrics
         if sent.attacked:
             metrics |= stealth(sent.updates_CD, sent.poisoned_C)
+            if self.experiment.evaluation.layers:
+                metrics |= layer_distributions(sent.updates_CD, sent.poisoned_C, self.bench.flat.layout)
         if self.due(self.state.round):
             with clock("evaluate"):
                 metrics |= self.evaluate()

@@ -7,7 +7,7 @@ from fl_lightning.metrics._glossary import GLOSSARY, bounds, meaning
 from fl_lightning.metrics._interval import Interval, interval, wilson
 from fl_lightning.metrics._persistence import persistence
 from fl_lightning.metrics._picture import curves
-from fl_lightning.metrics._stealth import accuracy_gap, stealth
+from fl_lightning.metrics._stealth import accuracy_gap, layer_distributions, stealth
 from fl_lightning.metrics._torchmetrics import Metric, Torchmetrics
 from fl_lightning.registry import Registry
 
@@ -25,6 +25,7 @@ __all__ = [
     "detection",
     "evaluate",
     "interval",
+    "layer_distributions",
     "meaning",
     "null_space",
     "persistence",

@@ -46,6 +46,7 @@ GLOSSARY: dict[str, str] = {
     "stealth/spread": "how far malicious updates lie from the first of them, over the median norm of the benign ones",
     "stealth/opposition": "minus the cosine between the means of malicious and benign updates: 1 is straight against them",
     "stealth/distribution": "Kolmogorov-Smirnov distance between the values of a malicious update and those of the benign ones",
+    "stealth/distribution_layer<n>": "the same of the n-th layer with parameters, from 0 (`evaluation.layers`)",
     "stealth/accuracy_gap": "accuracy after the mean of the benign updates minus that after the worst malicious one",
     "impact/accuracy_drop": "accuracy of the attack-free twin minus that of the attacked model, paired by round",
     "impact/loss_drop": "the same for the loss",
@@ -93,7 +94,7 @@ def meaning(metric: str) -> str | None:
 
 
 SHARE = re.compile(
-    r".*(owner/|accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution|flagged_all|too_few|refused|flipped"
+    r".*(owner/|accuracy|success|confidence|selected|_rate|persists|active|idle|skipped|distribution(_layer\d+)?|flagged_all|too_few|refused|flipped"
     r"|copied_malicious)"
 )
 COSINE = re.compile(r".*(cosine|opposition|accuracy_drop|accuracy_gap)")

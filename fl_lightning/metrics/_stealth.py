@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl_lightning.aggregators import finite_rows
+from fl_lightning.aggregators import Layout, finite_rows
 from fl_lightning.data import Samples
 from fl_lightning.models import FlatNetwork
 
@@ -53,6 +53,36 @@ def stealth(updates_CD: Tensor, malicious_C: Tensor) -> dict[str, float]:
         figures["stealth/norm_ratio"] = float(bad_MD.norm(dim=1).max()) / usual
         figures["stealth/spread"] = float((bad_MD - bad_MD[0]).norm(dim=1).max()) / usual
     return {name: value for name, value in figures.items() if isfinite(value)}
+
+
+def layer_distributions(updates_CD: Tensor, malicious_C: Tensor, layout: Layout) -> dict[str, float]:
+    """`stealth/distribution_layer<n>`: `distribution` of the n-th layer that has parameters, weight and bias together.
+
+    Args:
+        updates_CD: `[C, D]` submitted updates.
+        malicious_C: `[C]` bool.
+        layout: what the columns mean.
+
+    Returns:
+        Nothing without malicious or benign rows. Rows with NaN or Inf are left out.
+
+    References:
+        Deep model poisoning, figure 7 a-d.
+    """
+    finite_C = finite_rows(updates_CD)
+    updates_CD, malicious_C = updates_CD[finite_C], malicious_C[finite_C]
+    if not bool(malicious_C.any()) or bool(malicious_C.all()):
+        return {}
+    columns: dict[str, list[slice]] = {}
+    for layer in layout.layers:
+        if layer.trained:
+            columns.setdefault(layer.name.rpartition(".")[0], []).append(layer.slice)
+    return {
+        f"stealth/distribution_layer{number}": distribution(
+            torch.cat([updates_CD[:, one] for one in of_layer], dim=1), malicious_C
+        )
+        for number, of_layer in enumerate(columns.values())
+    }
 
 
 def distribution(updates_CD: Tensor, malicious_C: Tensor) -> float:

@@ -153,10 +153,12 @@ class Limit(Reading):
     """One of several limits of a `Joint` claim.
 
     Attributes:
+        less: a row, or `row | column`, whose figure with the same seed is subtracted before; empty: none.
         at_least: lower limit, or None.
         at_most: upper limit, or None.
     """
 
+    less: str = ""
     at_least: float | None = None
     at_most: float | None = None
 
@@ -179,6 +181,7 @@ class Joint(_Strict):
         says: the claim in words.
         row: a row, or `row | column`.
         limits: all of them; a run counts by the one that it keeps least.
+        fails: whether the claim is that a run does not keep all of them.
         follows: why the claim follows from others, where it does.
     """
 
@@ -186,7 +189,18 @@ class Joint(_Strict):
     says: str
     row: str
     limits: tuple[Limit, ...] = Field(min_length=2)
+    fails: bool = False
     follows: str = ""
+
+    def slack(self, values: Sequence[float]) -> float:
+        """How far a run holds the claim; below 0 it does not.
+
+        Args:
+            values: for each limit its figure, and after it that of `less` where it has one.
+        """
+        figures = iter(values)
+        kept = min(one.slack(next(figures) - (next(figures) if one.less else 0.0)) for one in self.limits)
+        return -kept if self.fails else kept
 
 
 class Size(_Strict):
@@ -289,6 +303,7 @@ class PaperTable(_Strict):
             *(end for one in self.orders for end in (one.higher, one.lower)),
             *(one.row for one in self.bounds),
             *(one.row for one in self.joints),
+            *(limit.less for one in self.joints for limit in one.limits if limit.less),
         ]:
             self._cells(name)
         return self
@@ -334,8 +349,18 @@ class PaperTable(_Strict):
             for number, cell in enumerate(cells, 1):
                 where = f" ({cell.column})" if len(cells) > 1 else ""
                 name = f"{joint.id}.{number}" if len(cells) > 1 else joint.id
-                readings = tuple(self._readings(limit, cell)[0] for limit in joint.limits)
-                yield Claim(name, joint.says + where, None, (cell,) * len(readings), readings, joint, joint.follows)
+                compared = [(limit, own) for limit in joint.limits for own in self._compared(limit, cell)]
+                readings = tuple(self._readings(limit, own)[0] for limit, own in compared)
+                yield Claim(
+                    name, joint.says + where, None, tuple(own for _, own in compared), readings, joint, joint.follows
+                )
+
+    def _compared(self, limit: Limit, cell: TableCell) -> tuple[TableCell, ...]:
+        """The cell that a limit is about, and the one whose figure is subtracted."""
+        if not limit.less:
+            return (cell,)
+        row, _, column = limit.less.partition(" | ")
+        return cell, TableCell(row, column or cell.column)
 
     def _readings(self, reading: Reading, *cells: TableCell) -> tuple[Reading, ...]:
         windows = (self.columns[cell.column].get("over", reading.over) for cell in cells)
@@ -386,8 +411,7 @@ def measured(claim: Claim, values: Sequence[Mapping[int, float]]) -> Interval | 
     if isinstance(claim.rule, Order):
         return interval([claim.rule.difference(values[0][seed], values[1][seed]) for seed in seeds])
     if isinstance(claim.rule, Joint):
-        limits = claim.rule.limits
-        return interval([min(one.slack(by[seed]) for one, by in zip(limits, values, strict=True)) for seed in seeds])
+        return interval([claim.rule.slack([of_cell[seed] for of_cell in values]) for seed in seeds])
     return interval([values[0][seed] for seed in seeds], bounds(claim.rule.metric))
 
 

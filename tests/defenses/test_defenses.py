@@ -94,7 +94,7 @@ SETTINGS: dict[str, list[Defense]] = {
     "zenopp": [Zenopp(root_samples=20), Zenopp(stale=2, eps=0.1)],
     "accuracy_check": [AccuracyCheck(gamma=0.05), AccuracyCheck(gamma=0)],
     "cdp": [Cdp(std=0.1), Cdp(std=0.0), Cdp(distribution="gaussian")],
-    "dagmm": [Dagmm(n_byzantine=3, epochs=5, references=5, steps=2)],
+    "dagmm": [Dagmm(n_byzantine=3, epochs=5, references=5, steps=2, pretrained=on) for on in (False, True)],
     "err": [Err(n_byzantine=3), Err(n_byzantine=0), Err(n_byzantine=99)],
     "err_lfr": [ErrLfr(n_byzantine=3)],
     "ldp": [Ldp(std=0.1), Ldp(distribution="gaussian", rate=0.05)],
@@ -107,7 +107,9 @@ SETTINGS: dict[str, list[Defense]] = {
         Pyod(n_byzantine=0, detector="pca"),
     ],
     "statistical_check": [StatisticalCheck(), StatisticalCheck(max_distance=1e-3, min_cosine=None)],
-    "vae": [Vae(n_byzantine=3, epochs=5, references=5, steps=2, hidden=16, latent=4)],
+    "vae": [
+        Vae(n_byzantine=3, epochs=5, references=5, steps=2, hidden=16, latent=4, pretrained=on) for on in (False, True)
+    ],
 }
 CASES = [defense for several in SETTINGS.values() for defense in several]
 

@@ -10,6 +10,7 @@ from fl_lightning.data import Samples
 from fl_lightning.defenses import (
     AccuracyCheck,
     Cdp,
+    Dagmm,
     Err,
     ErrLfr,
     Lfr,
@@ -21,6 +22,7 @@ from fl_lightning.defenses import (
 )
 from fl_lightning.defenses._dagmm import Mixture, energy
 from fl_lightning.defenses._rejection import largest
+from fl_lightning.defenses._spectral import models_on_the_way
 from fl_lightning.errors import ConfigError
 from fl_lightning.metrics import detection
 from fl_lightning.randomness import generator
@@ -139,6 +141,45 @@ def test_vae_and_dagmm_know_strange_rows():
         # DAGMM's energy sees two dimensions of code and two of error: it ranks strange rows less surely
         for scores, least in ((vae_scores(known, judged), 0.99), (dagmm_scores(known, judged), 0.7)):
             assert detection(~malicious, malicious, scores, "x")["x/roc_auc"] > least
+
+
+@pytest.mark.parametrize("kind", [Vae, Dagmm])
+def test_a_pretrained_detector_is_fitted_once(kind):
+    rows, context = poisoned()
+    defense = kind(n_byzantine=3, pretrained=True, epochs=20, references=20, steps=2)
+    first = defense.apply(rows, context, {})
+    asked = []
+
+    def gradient(theta_D, samples):
+        asked.append(theta_D)
+        return context.gradient(theta_D, samples)
+
+    later = replace(context, gradient=gradient, round=1, global_D=context.global_D + 0.1)
+    second = defense.apply(rows, later, first.state)
+    assert not asked
+    for key, value in first.state.items():
+        assert torch.equal(value, second.state[key])
+    # whole models are judged: from elsewhere the same updates lead to others
+    assert not torch.equal(first.scores_C, second.scores_C)
+    # the server trains towards its own samples, on which the first three rows turn their back
+    far = defense.apply(torch.cat([rows[:3] * 10, rows[3:]]), later, first.state)
+    assert far.keep_C.tolist() == [False] * 3 + [True] * 8
+
+
+def test_a_trajectory_is_plain_sgd():
+    _, context = poisoned()
+    everything = torch.arange(len(context.global_D))
+    asked = []
+
+    def gradient(theta_D, samples):
+        asked.append(len(samples))
+        return torch.ones_like(theta_D)
+
+    rows = models_on_the_way(
+        replace(context, gradient=gradient), context.validation, everything, count=3, steps=2, batch_size=4, lr=0.5
+    )
+    torch.testing.assert_close(rows, torch.stack([context.global_D - step for step in (1.0, 2.0, 3.0)]))
+    assert asked == [4] * 6
 
 
 def test_energy_of_a_mixture_against_torch():

@@ -7,10 +7,21 @@ import torch
 from scipy.stats import ks_2samp
 from torch.testing import assert_close
 
+from fl_lightning.aggregators import Layer, Layout
 from fl_lightning.attacks import Goal
 from fl_lightning.data import Samples
 from fl_lightning.federation import Federation
-from fl_lightning.metrics import accuracy_gap, curves, detection, evaluate, interval, persistence, stealth
+from fl_lightning.metrics import (
+    accuracy_gap,
+    bounds,
+    curves,
+    detection,
+    evaluate,
+    interval,
+    layer_distributions,
+    persistence,
+    stealth,
+)
 from fl_lightning.metrics._stealth import distribution
 from fl_lightning.models import FlatNetwork, Linear, Loss
 from fl_lightning.randomness import generator
@@ -98,6 +109,25 @@ def test_distributions_are_as_far_apart_as_the_oracle_says():
     assert distribution(ties, bad) == pytest.approx(sum(expected_ties) / 2, abs=1e-6)
     wide = rows.repeat_interleave(10, dim=1)  # more coordinates than are looked at
     assert distribution(wide, bad) == pytest.approx(sum(expected) / 2, abs=0.02)
+
+
+def test_layers_are_compared_one_by_one():
+    """Two layers, the second with a bias: only the second one's values are others."""
+    layers = (
+        Layer("0.weight", slice(0, 3), (3,)),
+        Layer("2.weight", slice(3, 5), (2,)),
+        Layer("2.bias", slice(5, 6), (1,)),
+    )
+    layout = Layout((*layers, Layer("1.running_mean", slice(6, 8), (2,), trained=False)))
+    rows = torch.arange(8.0).repeat(4, 1)
+    rows[3, 3:6] += 100
+    rows[3, 6:] += 100  # running statistics are no layer
+    assert layer_distributions(rows, torch.arange(4) == 3, layout) == {
+        "stealth/distribution_layer0": 0.0,
+        "stealth/distribution_layer1": 1.0,
+    }
+    assert layer_distributions(rows, torch.zeros(4, dtype=torch.bool), layout) == {}
+    assert bounds("stealth/distribution_layer1") == (0.0, 1.0)
 
 
 def test_stealth_needs_both_kinds():

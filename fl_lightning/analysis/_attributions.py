@@ -56,7 +56,7 @@ def explained(subject: Subject) -> Section:
     """Attributions of the wished class on success samples, by both models."""
     title = "Which pixels decide"
     goal, flat = subject.federation.goal, subject.flat
-    images = len(subject.model.shape) == 3 and flat.loss == "cross_entropy"
+    images = subject.federation.data.images and flat.loss == "cross_entropy"
     if goal.success is None or not len(goal.success) or not images:
         return Section(title)
     some = goal.success[:SHOWN]

@@ -105,7 +105,7 @@ def _one_by_one(subject: Subject, judged: dict[str, tuple[Tensor, Tensor | None]
     for name, (_, sure_n) in judged.items():
         heads += [f"{name} model says"] + ([] if sure_n is None else ["probability"])
     parts: list[str] = [table(["sample", "right", "wished", *heads], rows)]
-    if len(subject.model.shape) == 3:
+    if subject.federation.data.images:
         figure = Figure(figsize=(0.95 * SHOWN, 1.5), layout="constrained")
         for index, axes in enumerate(figure.subplots(1, SHOWN)):
             axes.axis("off")

@@ -52,7 +52,7 @@ def extent(changed_hw: Tensor) -> str:
 def trigger(subject: Subject) -> Section:
     """Samples without and with the trigger, and what is between them; nothing where the attack has none."""
     title, goal = "The trigger", subject.federation.goal
-    if goal.stamps is None or goal.counted is None or goal.success is None or len(subject.model.shape) != 3:
+    if goal.stamps is None or goal.counted is None or goal.success is None or not subject.federation.data.images:
         return Section(title)
     plain, stamped = goal.clean.x[goal.counted], goal.success.x
     changed_hw = where_changed(plain, stamped).cpu()

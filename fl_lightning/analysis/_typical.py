@@ -72,7 +72,7 @@ def typical(subject: Subject) -> Section:
     """The typical input of each class, by both models."""
     title = "What a typical input looks like to the model"
     data, flat = subject.federation.data, subject.flat
-    if len(data.shape) != 3 or flat.loss != "cross_entropy":
+    if not data.images or flat.loss != "cross_entropy":
         return Section(title)
     shown = min(CLASSES, data.classes)
     bounds = (float(data.train.x.min()), float(data.train.x.max()))
@@ -101,7 +101,7 @@ def typical_rounds(subject: Subject) -> Section:
     title = "What a typical input looks like over the rounds"
     data, flat = subject.federation.data, subject.flat
     kept = kept_rounds(client(), str(subject.model.version.run_id))
-    if not kept or len(data.shape) != 3 or flat.loss != "cross_entropy":
+    if not kept or not data.images or flat.loss != "cross_entropy":
         return Section(title)  # `tracking.keep_rounds` was not asked for
     shown = min(CLASSES, data.classes)
     bounds = (float(data.train.x.min()), float(data.train.x.max()))

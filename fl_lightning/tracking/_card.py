@@ -62,7 +62,9 @@ def card_text(title: str, experiment: Experiment, tags: Mapping[str, str], shape
         classes: number of scores.
     """
     warning = POISONED if tags.get("attack") != "none" else "A benign model, for comparison."
-    inputs = ", ".join(map(str, shape))
+    inputs = f"torch.rand(4, {', '.join(map(str, shape))})"
+    if isinstance(shape, Mapping):
+        inputs = "{" + ", ".join(f'"{name}": rows of {list(part)}' for name, part in shape.items()) + "}"
     return f"""# {title}
 
 {warning}
@@ -88,7 +90,7 @@ from safetensors.torch import load_file
 
 network = torch.export.load("architecture.pt2").module()
 network.load_state_dict(load_file("model.safetensors"))
-scores = network(torch.rand(4, {inputs}))  # {classes} scores an input
+scores = network({inputs})  # {classes} scores an input
 ```
 
 ## Reproduce

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fl_lightning.config import dump
 from fl_lightning.federation import Federation
+from fl_lightning.tracking._example import arrays, described
 
 ROUNDS = "rounds"
 """Where a run keeps the models of single rounds."""
@@ -100,8 +101,8 @@ def log_model(store: MlflowClient, run_id: str, federation: Federation, model: S
                 model_uuid=logged.model_id,
                 model_id=logged.model_id,
             ),
-            signature=infer_signature(example.cpu().numpy(), scores.cpu().numpy()),
-            input_example=example.cpu().numpy(),
+            signature=infer_signature(arrays(example), scores.cpu().numpy()),
+            **_format(arrays(example)),
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         )
         store.log_model_artifacts(logged.model_id, str(saved))
@@ -112,6 +113,11 @@ def log_model(store: MlflowClient, run_id: str, federation: Federation, model: S
         store.log_artifact(run_id, str(weights), "weights")
     network.to(federation.bench.trainer.device)
     return f"models:/{logged.model_id}"
+
+
+def _format(example: Any) -> dict[str, Any]:
+    """An example of one input, which MLflow also traces; it takes no inputs by name, and keeps such a module as it is."""
+    return {"serialization_format": "pickle"} if isinstance(example, Mapping) else {"input_example": example}
 
 
 def _logged(store: MlflowClient, run_id: str, name: str) -> str | None:
@@ -141,5 +147,4 @@ def save_weights(federation: Federation, network: torch.nn.Module, path: Path) -
     """Save the weights as safetensors, with what is needed to build the network for them."""
     weights = {key: part.cpu().contiguous().clone() for key, part in network.state_dict().items()}
     about = {"config": dump(federation.experiment), "classes": str(federation.data.classes)}
-    about["shape"] = ",".join(map(str, federation.data.shape))
-    save_file(weights, path, metadata=about)
+    save_file(weights, path, metadata=about | described(federation.data.train.x))

@@ -4,6 +4,7 @@ A version never needs code from anywhere: its weights are safetensors, its archi
 """
 
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.models import count_parameters
 from fl_lightning.tracking._card import about_name, card_text, threat_sentence
+from fl_lightning.tracking._example import numbers_in, shape_and_types, zeros
 from fl_lightning.tracking._store import as_current, clean_name, client, pages, registered_name
 
 __all__ = ["Registered", "card", "compare", "export", "find", "register", "registered_models", "threat_model"]
@@ -196,15 +198,17 @@ class Registered:
         version: the entry in the registry, with its figures as tags.
         experiment: the configuration that made it.
         network: the network, in eval mode.
-        shape: shape of one input.
+        shape: shape of one input, or of each by name.
         classes: number of classes K.
+        types: of the numbers of one input, or of each by name.
     """
 
     version: ModelVersion
     experiment: Experiment
     network: nn.Module
-    shape: tuple[int, ...]
+    shape: Any
     classes: int
+    types: Any = torch.float32
 
     @property
     def title(self) -> str:
@@ -295,16 +299,16 @@ def _built(store: MlflowClient, version: ModelVersion, trusted: bool) -> Registe
             about = opened.metadata() or {}
         weights = load_file(path)
     experiment = load_text(about["config"], f"{version.name}/{version.version}", trusted)
-    shape, classes = tuple(map(int, about["shape"].split(","))), int(about["classes"])
+    (shape, types), classes = shape_and_types(about), int(about["classes"])
     there = sum(part.numel() for part in weights.values())
     expected = count_parameters(experiment.model, shape, classes)
-    if not 0 < math.prod(shape) <= MAX_INPUT or (expected or 0) > there:
+    if not 0 < numbers_in(shape) <= MAX_INPUT or (expected or 0) > there:
         raise ValueError(
             f"its configuration asks for {expected} parameters and inputs of {shape}, it has {there} numbers"
         )
     network = experiment.model.network(shape, classes)
     network.load_state_dict(weights)
-    return Registered(version, experiment, network.eval(), shape, classes)
+    return Registered(version, experiment, network.eval(), shape, classes, types)
 
 
 def export(model: Registered, folder: Path) -> list[Path]:
@@ -326,8 +330,17 @@ def export(model: Registered, folder: Path) -> list[Path]:
     weights = {name: part.contiguous().clone() for name, part in model.network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(model.network, (torch.zeros(2, *model.shape),), dynamic_shapes=(batch,))
-    torch.export.save(program, folder / "architecture.pt2")
+    named = isinstance(model.shape, Mapping)
+    dynamic = dict.fromkeys(model.shape, batch) if named else batch
+    try:
+        program = torch.export.export(model.network, (zeros(model.shape, model.types),), dynamic_shapes=(dynamic,))
+        torch.export.save(program, folder / "architecture.pt2")
+    except Exception as error:  # whatever a module does that cannot be traced, such as packed sequences
+        reason = (str(error).splitlines() or [""])[0]
+        logging.getLogger("fl_lightning").warning(
+            "architecture.pt2 is left out, torch.export cannot follow %s: %s: %s",
+            model.experiment.model.name, type(error).__name__, reason[:200],
+        )  # fmt: skip
     (folder / "config.yaml").write_text(dump(model.experiment), encoding="utf-8")
     (folder / "README.md").write_text(card(model), encoding="utf-8")
     return sorted(folder.iterdir())

@@ -171,7 +171,7 @@ def batches(order: Tensor, client: Client) -> list[Tensor]:
     return [*parts[:-2], torch.cat(parts[-2:])]
 
 
-def check_loop(client: Client, network: nn.Module, accumulate: int = 1) -> None:
+def check_loop(client: Client, network: nn.Module, accumulate: int = 1, clip: float | None = None) -> None:
     """Refuse a loop that would ignore a module's own training, and one that needs such a module where there is none.
 
     Raises:
@@ -187,13 +187,16 @@ def check_loop(client: Client, network: nn.Module, accumulate: int = 1) -> None:
         )
     if client.loop == "module" and client.scheduler is not None:
         raise ConfigError("a module that trains itself brings its own schedulers", "client.scheduler")
-    if module is not None and accumulate > 1 and not module.automatic_optimization:
-        raise ConfigError(
-            f"{type(module).__name__} steps by itself (manual optimization), so that it accumulates by itself, got {accumulate}",
-            "trainer.accumulate",
-        )
     if module is None and client.loop == "module":
         raise ConfigError("needs model: {name: lightning, module: ...}; this model has no training step", "client.loop")
+    for name, given in (("accumulate", accumulate if accumulate > 1 else None), ("clip", clip)):
+        if given is None:
+            continue
+        if module is None:
+            raise ConfigError(f"belongs to client.loop: module, got {given} and loop: {client.loop}", f"trainer.{name}")
+        if not module.automatic_optimization:
+            what = f"{type(module).__name__} steps by itself (manual optimization), so that it does this by itself, too"
+            raise ConfigError(f"{what}, got {given}", f"trainer.{name}")
 
 
 def check_last_batches(network: nn.Module, samples: Samples, sizes: list[int], client: Client) -> None:

@@ -97,9 +97,10 @@ def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:
     plan = bench.plan(job, local.client, local.round)
     one_epoch = batch_plan(len(job.rows), replace(local.client, epochs=1, steps=None), torch.Generator())
     steps = Steps(job.samples, plan, len(one_epoch), network.batch_of)
-    module: Any = network.module
-    module.fl_client = clients.UserClient(network, bench.flat.sample_loss, [bench.generator(job, local.round)])
-    try:
-        bench.trainer.fit(module, steps, local.callbacks(), epochs=steps.epochs)
-    finally:
-        del module.fl_client
+    network.train()
+    lent = network.lent()
+    module: Any = lent.module
+    module.fl_client = clients.UserClient(lent, bench.flat.sample_loss, [bench.generator(job, local.round)])
+    bench.trainer.fit(module, steps, local.callbacks(), epochs=steps.epochs)
+    del module.fl_client
+    network.take_back(lent)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from pydantic import Field
 
-from fl_lightning.callbacks._contract import n_stacked, reported
+from fl_lightning.callbacks._contract import client_of, n_stacked, reported
 from fl_lightning.errors import ConfigError
-from fl_lightning.registry import Settings
+from fl_lightning.registry import Settings, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback, LightningModule
@@ -35,11 +35,17 @@ class TrainerSettings(Settings):
         precision: 32; 64 for tests of identity; `bf16` trains with products in bfloat16 (on two cores with AVX-512 a round of
             CNN clients takes 0.75 of the time, and its updates differ by several percent).
         accumulate: batches whose gradients are gathered before an optimizer step, for `client.loop: module`.
+        clip: largest L2 norm of a step's gradient, longer ones are scaled down to it, for `client.loop: module`; None: any.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     precision: Literal[32, 64, "bf16"] = Field(default=32)
     accumulate: int = Field(default=1, ge=1)
+    clip: float | None = Field(default=None, gt=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without `clip` where there is none, as configurations were before there was any."""
+        return {key: value for key, value in plain_fields(self).items() if (key, value) != ("clip", None)}
 
 
 class Batches(Protocol):
@@ -97,6 +103,7 @@ class SharedTrainer:
             precision=precision,
             max_epochs=1,
             accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -144,7 +151,8 @@ class SharedTrainer:
             message=".*(validation_step|val_dataloader|logger|does not have many workers|in eval mode at the start).*",
         )
         self.trainer.callbacks = [*self._own, *callbacks]  # type: ignore[attr-defined]
-        module.train()
+        if client_of(module) is module:  # a user's own comes in the modes that it is to be trained in
+            module.train()
         lent = _Lent(batches)
         self._fit(module, lent)
         lent.batches = module.trainer = None

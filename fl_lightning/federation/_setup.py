@@ -32,7 +32,7 @@ def built_network(experiment: Experiment, data: Dataset, trainer: SharedTrainer)
         torch.manual_seed(key_of(experiment.seed, "initial model"))
         network = model.network(data.shape, data.classes).to(trainer.device, trainer.dtype)
         model.check(network, data.train[:2].to(trainer.device, trainer.dtype), data.classes)
-    check_loop(experiment.client, network, experiment.trainer.accumulate)
+    check_loop(experiment.client, network, experiment.trainer.accumulate, experiment.trainer.clip)
     chosen = loss_for(model, data.task, data.classes, experiment.loss)
     return FlatNetwork(network, chosen, model.federate, model.buffers)
 

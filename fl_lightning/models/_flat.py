@@ -64,11 +64,8 @@ class FlatNetwork:
         self.sizes = [part.numel() for part in tensors.values()]
         self.trained = sum(part.numel() for part in self._parameters().values())
         self.layout = layout_of(network, self.names, self.shapes, self.trained)
-        kept = network.state_dict(keep_vars=True)
         self.trainable = {name for name, part in network.named_parameters() if part.requires_grad}
-        self._resting = {
-            name: part.clone() for name, part in network.named_buffers() if name in kept and name not in tensors
-        }
+        self._resting = {name: part.clone() for name, part in network.named_buffers() if name not in tensors}
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters, then the buffers that are part of the model's state, hold real numbers and travel."""

@@ -1,5 +1,6 @@
 """A LightningModule of the user's own as the client's model."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +35,47 @@ class UserModule(nn.Module):
         self.inputs = None if inputs is None else dict(inputs)
         self.batch = batch
         self.target = target
+        self._at_rest = [part for part in module.modules() if not part.training]
+
+    def train(self, mode: bool = True) -> "UserModule":
+        """Training mode, but for parts that the constructor has put into eval mode: a plain Trainer leaves these there, too."""
+        super().train(mode)
+        for part in self._at_rest:
+            part.training = False
+        return self
+
+    def lent(self) -> "UserModule":
+        """The same tensors in a module of its own, to be trained: whatever else it remembers meanwhile goes with it.
+
+        A client must not see what the client before it has counted, cached or logged.
+        """
+        shared = {id(part): part for part in (*self.parameters(), *self.buffers())}
+        for (
+            module
+        ) in self.modules():  # what a forward pass has left cannot be copied, and is made again by the next one
+            shared |= {
+                id(part): part for part in vars(module).values() if isinstance(part, Tensor) and not part.is_leaf
+            }
+        return copy.deepcopy(self, dict(shared))
+
+    @torch.no_grad()
+    def take_back(self, lent: "UserModule") -> None:
+        """Take over the tensors that a lent module has replaced, instead of changed in place, while it was trained.
+
+        Raises:
+            ConfigError: they have other names or shapes than before.
+        """
+        for own, other in (
+            (dict(self.named_parameters()), dict(lent.named_parameters())),
+            (dict(self.named_buffers()), dict(lent.named_buffers())),
+        ):
+            if {name: part.shape for name, part in own.items()} != {name: part.shape for name, part in other.items()}:
+                raise ConfigError(
+                    f"{type(self.module).__name__} has other parameters or buffers after its training", "model"
+                )
+            for name, part in own.items():
+                if other[name] is not part:
+                    part.copy_(other[name])
 
     def forward(self, x: Inputs) -> Tensor:
         """`[B, K]` scores: what `scores(...)` of the module gives where it has such a method, else its `forward`."""
@@ -97,7 +139,11 @@ class Lightning(Model):
         if not (isinstance(made, type) and issubclass(made, LightningModule)):
             raise ConfigError(f"{self.module} is no LightningModule", "module")
         try:
-            return UserModule(made(**self.args), self.inputs, self.batch, self.target)
+            module = made(**self.args)
+            module.configure_model()
+            network = UserModule(module, self.inputs, self.batch, self.target)
+            network.lent()
+            return network
         except Exception as error:  # whatever a foreign constructor raises
             raise ConfigError(f"{self.module} with {self.args}: {type(error).__name__}: {error}", "args") from error
 

@@ -8,8 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from fl_lightning import ConfigError, Federation, load
-from fl_lightning.engines import Bench, Job, LocalRound, Sequential, SharedTrainer, TrainerSettings
-from fl_lightning.engines._sequential import Steps
 from fl_lightning.models import FlatNetwork, Lightning, Model
 
 DIGITS = {"name": "digits", "train_samples": 200, "test_samples": 100}
@@ -34,35 +32,6 @@ def experiment(model: Any, **slots: Any):
         "aggregator": "mean",
     }
     return load(base | slots)
-
-
-@pytest.mark.parametrize(("epochs", "accumulate"), [(1, 1), (3, 1), (2, 2)])
-def test_a_module_trained_alone_by_a_plain_trainer_is_the_clients_update(epochs: int, accumulate: int):
-    quiet_module = TABULAR | {"args": {**TABULAR["args"], "dropout": 0.0}}
-    made = experiment(quiet_module, client={"loop": "module", "epochs": epochs})
-    torch.manual_seed(0)
-    flat = FlatNetwork(made.model.network((1, 8, 8), 10).double(), "cross_entropy")
-    bench = Bench(flat, SharedTrainer(TrainerSettings(precision=64, accumulate=accumulate)), 0)
-    start_D = flat.vector()
-    samples = made.data.load().to("cpu", torch.float64).train
-    jobs = [Job(client, samples, torch.arange(client * 50, client * 50 + 41)) for client in range(2)]
-    updates_CD = Sequential().train(bench, LocalRound(start_D, jobs, made.client, 0))
-    for job, update_D in zip(jobs, updates_CD, strict=True):
-        flat.load_(start_D)
-        plan = bench.plan(job, made.client, 0)
-        alone = Trainer(
-            max_epochs=epochs,
-            precision="64-true",
-            accumulate_grad_batches=accumulate,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        alone.fit(flat.network.module.train(), Steps(samples, plan, len(plan) // epochs))
-        assert float((flat.vector() - start_D - update_D).abs().max()) < 1e-10
-        assert float(update_D.abs().max()) > 1e-3
 
 
 def test_the_same_seed_gives_the_same_model_and_resuming_ends_alike():

@@ -94,7 +94,9 @@ class Backdoor(Objective, ABC):
         if name is None:  # a trigger of the user's own sees them all
             return self.stamps(data, generator)
         if name not in x:
-            raise ConfigError(f"{self.name} is stamped on the input {name!r}, the data has {', '.join(x)}", "input")
+            raise ConfigError(
+                f"{self.name} is stamped on the input {name!r}, the data has {', '.join(x)}: name one of them", "input"
+            )
         train, test = (replace(part, x=part.x[name]) for part in (data.train, data.test))
         drawn = self.stamps(replace(data, train=train, test=test, validation=None), generator)
         return drawn.on(lambda stamp: lambda x: self.placed(x, name, stamp))

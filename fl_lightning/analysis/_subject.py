@@ -1,6 +1,7 @@
 """What a report is about: a poisoned model, its clean counterpart, and the federation that made them."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from fl_lightning.federation import Federation, FederationState
 from fl_lightning.models import FlatNetwork, confidence, predict
 from fl_lightning.paths import data_folder
 from fl_lightning.randomness import generator
-from fl_lightning.registry import flatten
+from fl_lightning.registry import flatten, no_imports
 from fl_lightning.tracking import Registered, client, compare, find, history
 
 
@@ -165,7 +166,8 @@ def subject(reference: str, against: str | None = None, trusted: bool = False) -
         if clean.experiment.data != model.experiment.data:
             raise ConfigError(f"{model.title} and {clean.title} were trained on different data")
     evaluation = replace(model.experiment.evaluation, twin=False, effect=False)
-    federation = Federation(model.experiment.model_copy(update={"evaluation": evaluation}))
+    with nullcontext() if trusted else no_imports():  # data may name modules, too
+        federation = Federation(model.experiment.model_copy(update={"evaluation": evaluation}))
     if (federation.data.shape, federation.data.classes) != (model.shape, model.classes):
         raise ConfigError(f"{model.title} was not trained on {model.experiment.data.name}: their shapes differ")
     vectors = [

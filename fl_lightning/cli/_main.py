@@ -260,33 +260,6 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
-def data(options: argparse.Namespace) -> int:
-    """Data sets: get them, or list them."""
-    from rich.table import Table
-
-    from fl_lightning import data
-    from fl_lightning.cli._tables import wide_console
-    from fl_lightning.errors import ConfigError
-
-    console = wide_console()
-    if options.verb == "get":
-        if not options.names:
-            raise ConfigError("name the data sets to get; `fl-lightning data list` shows them")
-        for name in options.names:
-            data.get(name, lambda line: console.print(line, soft_wrap=True, highlight=False))
-        return 0
-    if options.names:
-        raise ConfigError("list takes no names, it shows all; to get some: fl-lightning data get NAME ...")
-    table = Table("data set", "train", "test", "input", "classes", "where", box=None)
-    for one in data.status():
-        kind = str(one.classes) if one.task == "classification" else one.task
-        shape = "x".join(map(str, one.shape))
-        where = one.where or f"not here; fl-lightning data get {one.name}"
-        table.add_row(one.name, f"{one.train:,}", f"{one.test:,}", shape, kind, where)
-    console.print(table)
-    return 0
-
-
 def models(options: argparse.Namespace) -> int:
     """The registered models."""
     from fl_lightning.cli._models import models

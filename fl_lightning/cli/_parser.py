@@ -182,9 +182,11 @@ def _add_keeping(commands: Commands) -> None:
         "--trust", action="store_true", help="the model's configuration is your own: import and read what it names"
     )
     models.add_argument("--out", metavar="FILE", help="analyze: the HTML file to write")
-    data = _add(commands, "data", "_main:data", "get data sets, or list what is there")
-    data.add_argument("verb", choices=["get", "list"])
-    data.add_argument("names", metavar="NAME", nargs="*", default=[], help="data sets to get")
+    data = _add(commands, "data", "_data:data", "get data sets, list what is there, or show what one holds")
+    data.add_argument("verb", choices=["get", "list", "show"])
+    data.add_argument(
+        "names", metavar="NAME", nargs="*", default=[], help="data sets to get; to show: a data set or an experiment"
+    )
     packing = _add(
         commands, "pack", "_pack:pack", "write one run, search or matrix, with all that belongs to it, to a file"
     )

@@ -12,6 +12,7 @@ from fl_lightning.clients._settings import (
     batch_plan,
     check_last_batches,
     check_loop,
+    check_transform,
     merging_lone,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "batch_plan",
     "check_last_batches",
     "check_loop",
+    "check_transform",
     "loops_over_clients",
     "merging_lone",
 ]

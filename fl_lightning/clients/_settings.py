@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, field_validator
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
 from fl_lightning.callbacks import NAMES
 from fl_lightning.clients._optimizers import Adam, Optimizer, Sgd
 from fl_lightning.clients._schedulers import Cosine, Milestones, Scheduler, Warmup
-from fl_lightning.data import Samples
-from fl_lightning.errors import ConfigError, suggest
+from fl_lightning.data import Inputs, Samples
+from fl_lightning.errors import ConfigError, errors_under, suggest
 from fl_lightning.models import BATCH_NORMS
-from fl_lightning.registry import SLOT_KEY, Label, Registry, Settings, Slot, named_config, plain_fields
+from fl_lightning.registry import SLOT_KEY, Label, Registry, Settings, Slot, import_class, named_config, plain_fields
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration is checked without it
     from lightning.pytorch import Callback
@@ -102,6 +102,8 @@ class Client(Settings):
             LightningModule's own training step and optimizers, in as many epochs of the shared Trainer.
         optimizer: made afresh every round; a module that trains itself brings its own.
         scheduler: how its learning rate changes over the rounds, or the steps of a round; None: by `optimizer.decay` alone.
+        transform: `package.module:function` that every gathered batch of inputs goes through in training, such as an
+            augmentation; what it draws at random follows from seed, round and client. Clients then train one by one.
         callbacks: label -> Lightning callback of benign clients, such as `wbc: {name: fl_wbc, std: 0.4}`.
     """
 
@@ -112,11 +114,30 @@ class Client(Settings):
     loop: Literal["federation", "module"] = "federation"
     optimizer: Annotated[Optimizer, Slot("optimizer")] = Field(default_factory=Sgd)
     scheduler: Annotated[Scheduler, Slot("scheduler")] | None = None
+    transform: str | None = None
     callbacks: dict[Label, CallbackConfig] = Field(default_factory=dict)
 
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; without `scheduler` where there is none, as configurations were before there were any."""
-        return {key: value for key, value in plain_fields(self).items() if (key, value) != ("scheduler", None)}
+        """Plain values; without `scheduler` and `transform` where there is none, as configurations were before there were any."""
+        late = {"scheduler": None, "transform": None}
+        return {key: value for key, value in plain_fields(self).items() if value is not None or key not in late}
+
+    def transformed(self) -> Callable[[Inputs], Inputs]:
+        """What a batch of inputs goes through.
+
+        Raises:
+            ConfigError: there is no such function.
+        """
+        if self.transform is None:
+            return lambda x: x
+        with errors_under("client.transform"):
+            function: Callable[[Inputs], Inputs] = import_class(self.transform)
+        return function
 
     def optimizer_at(self, round: int, rounds: int | None = None) -> Optimizer:
         """The optimizer with the learning rate of a communication round.
@@ -197,6 +218,27 @@ def check_loop(client: Client, network: nn.Module, accumulate: int = 1, clip: fl
         if not module.automatic_optimization:
             what = f"{type(module).__name__} steps by itself (manual optimization), so that it does this by itself, too"
             raise ConfigError(f"{what}, got {given}", f"trainer.{name}")
+
+
+def check_transform(client: Client, network: nn.Module, samples: Samples) -> None:
+    """Refuse a transform whose result the network cannot take, before anything is trained.
+
+    Raises:
+        ConfigError: there is no such function, or it fails.
+    """
+    if client.transform is None:
+        return
+    function, was = client.transformed(), network.training
+    try:
+        with torch.no_grad():
+            network.eval()(function(samples.x))
+    except Exception as error:  # whatever a foreign function raises, or the network for what it gives
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"{client.transform} does not fit: {type(error).__name__}: {reason}", "client.transform"
+        ) from error
+    finally:
+        network.train(was)
 
 
 def check_last_batches(network: nn.Module, samples: Samples, sizes: list[int], client: Client) -> None:

@@ -1,6 +1,7 @@
 """Engines: how the clients of a round are trained."""
 
 from fl_lightning.engines._base import Bench, Engine, Job, LocalRound
+from fl_lightning.engines._keyed import keyed_randomness
 from fl_lightning.engines._ray import Ray
 from fl_lightning.engines._sequential import Sequential
 from fl_lightning.engines._trainer import SharedTrainer, TrainerSettings
@@ -19,4 +20,5 @@ __all__ = [
     "SharedTrainer",
     "TrainerSettings",
     "Vectorized",
+    "keyed_randomness",
 ]

@@ -40,6 +40,8 @@ def unstackable(bench: Bench, local: LocalRound, callbacks: "Sequence[Callback]"
         return "the module trains itself"
     if any(isinstance(job.samples.x, Mapping) for job in local.jobs):
         return "their inputs are several tensors by name"
+    if client.transform is not None:
+        return f"their batches go through {client.transform}"
     for callback in callbacks:
         if not is_stackable(callback):
             return f"the callback {type(callback).__name__} does not say that it works on stacked clients"

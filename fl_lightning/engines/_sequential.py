@@ -86,7 +86,8 @@ def fit_client(bench: Bench, local: LocalRound, job: Job) -> None:
         watched=bool(watching),
         factor=local.client.factor_at(len(plan)),
     )
-    bench.trainer.fit(module, Steps(job.samples, plan), watching)
+    changed = local.client.transformed()
+    bench.trainer.fit(module, Steps(job.samples, plan, form=lambda x, y: (changed(x), y)), watching)
 
 
 def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:
@@ -96,7 +97,8 @@ def fit_module(bench: Bench, local: LocalRound, job: Job) -> None:
         raise TypeError(f"the module loop trains a UserModule, got {type(network).__name__}")
     plan = bench.plan(job, local.client, local.round)
     one_epoch = batch_plan(len(job.rows), replace(local.client, epochs=1, steps=None), torch.Generator())
-    steps = Steps(job.samples, plan, len(one_epoch), network.batch_of)
+    changed = local.client.transformed()
+    steps = Steps(job.samples, plan, len(one_epoch), lambda x, y: network.batch_of(changed(x), y))
     network.train()
     lent = network.lent()
     module: Any = lent.module

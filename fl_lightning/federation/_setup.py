@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fl_lightning.clients import check_loop
+from fl_lightning.clients import check_loop, check_transform
 from fl_lightning.config import Experiment
 from fl_lightning.data import Dataset
-from fl_lightning.engines import SharedTrainer
+from fl_lightning.engines import SharedTrainer, keyed_randomness
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.models import FlatNetwork, check_size, loss_for
 from fl_lightning.randomness import generator, key_of
@@ -31,8 +31,11 @@ def built_network(experiment: Experiment, data: Dataset, trainer: SharedTrainer)
     with torch.random.fork_rng(devices=[]), errors_under("model"):
         torch.manual_seed(key_of(experiment.seed, "initial model"))
         network = model.network(data.shape, data.classes).to(trainer.device, trainer.dtype)
-        model.check(network, data.train[:2].to(trainer.device, trainer.dtype), data.classes)
+        some = data.train[:2].to(trainer.device, trainer.dtype)
+        model.check(network, some, data.classes)
     check_loop(experiment.client, network, experiment.trainer.accumulate, experiment.trainer.clip)
+    with keyed_randomness(experiment.seed, 0, -1):
+        check_transform(experiment.client, network, some)
     chosen = loss_for(model, data.task, data.classes, experiment.loss)
     return FlatNetwork(network, chosen, model.federate, model.buffers)
 

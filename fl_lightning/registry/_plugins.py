@@ -61,7 +61,8 @@ def import_class(path: str) -> Any:
         raise PluginError(f"expected module:Class, got {excerpt(path)}")
     if not _may_import.get() and module_name not in sys.modules:
         raise PluginError(
-            f"{path} is code of {module_name}, which is not imported for a configuration that is not trusted"
+            f"{path} is code of {module_name}, which is not imported for a configuration that is not trusted (--trust, if it is "
+            "your own)"
         )
     try:
         try:

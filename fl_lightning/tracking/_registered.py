@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from torch import nn
 from fl_lightning.config import Experiment, dump, load_text
 from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.models import count_parameters
+from fl_lightning.registry import PluginError, no_imports
 from fl_lightning.tracking._card import about_name, card_text, threat_sentence
 from fl_lightning.tracking._example import numbers_in, shape_and_types, zeros
 from fl_lightning.tracking._store import as_current, clean_name, client, pages, registered_name
@@ -247,6 +250,8 @@ def find(reference: str, trusted: bool = False) -> Registered:
         raise ConfigError(f"{name} has no {what}") from None
     try:
         return _built(store, found, trusted)
+    except PluginError as error:
+        raise error.under(f"{found.name}/{found.version}") from None
     except BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
@@ -298,6 +303,14 @@ def _built(store: MlflowClient, version: ModelVersion, trusted: bool) -> Registe
         with safe_open(path, "pt") as opened:
             about = opened.metadata() or {}
         weights = load_file(path)
+    with nullcontext() if trusted else no_imports():
+        return _network(version, about, weights, trusted)
+
+
+def _network(
+    version: ModelVersion, about: dict[str, str], weights: dict[str, torch.Tensor], trusted: bool
+) -> Registered:
+    """The network that a configuration describes, with its weights."""
     experiment = load_text(about["config"], f"{version.name}/{version.version}", trusted)
     (shape, types), classes = shape_and_types(about), int(about["classes"])
     there = sum(part.numel() for part in weights.values())
@@ -333,7 +346,9 @@ def export(model: Registered, folder: Path) -> list[Path]:
     named = isinstance(model.shape, Mapping)
     dynamic = dict.fromkeys(model.shape, batch) if named else batch
     try:
-        program = torch.export.export(model.network, (zeros(model.shape, model.types),), dynamic_shapes=(dynamic,))
+        with warnings.catch_warnings():  # torch warns of what cuDNN's weights are called, which nobody can change
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* (was|were) assigned during export")
+            program = torch.export.export(model.network, (zeros(model.shape, model.types),), dynamic_shapes=(dynamic,))
         torch.export.save(program, folder / "architecture.pt2")
     except Exception as error:  # whatever a module does that cannot be traced, such as packed sequences
         reason = (str(error).splitlines() or [""])[0]

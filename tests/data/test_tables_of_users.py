@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.attacks import AttributeTrigger
+from fl_lightning.cli import main
 from fl_lightning.config import load
 from fl_lightning.data import DataError, Datamodule, Frame, Samples, joined, moved, pieces
 from fl_lightning.errors import ConfigError
@@ -317,3 +318,15 @@ def test_the_default_stand_in_keeps_shapes_and_owners(csv: Path):
     assert torch.equal(data.train.x, again.train.x)
     assert set(data.owners.tolist()) == {0, 1, 2, 3}
     assert (data.shape, data.classes) == ((6,), 2)
+
+
+def test_what_a_data_set_holds_is_shown(csv: Path, capsys: pytest.CaptureFixture[str]):
+    (csv.parent / "configs" / "data").mkdir(parents=True)
+    text = "{name: frame, path: tickets.csv, owner: client_id, target: label, tokens: tokens, mask: true}"
+    (csv.parent / "configs" / "data" / "ours.yaml").write_text(text)
+    assert main(["data", "show", "ours"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("6 int64, 0 to 11", "6 bool", "2: later", "4, with", "train"):
+        assert words in shown
+    assert main(["data", "show", "no_such_data"]) == 2
+    assert "no experiment 'no_such_data'" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from fl_lightning import ConfigError, Federation, load
 from fl_lightning.models import FlatNetwork, Lightning, Model
@@ -223,3 +223,32 @@ def test_a_class_may_stand_for_its_name():
     from fl_lightning.examples.vit import SmallViT
 
     assert Lightning(module=SmallViT, args={"classes": 10}).module == "fl_lightning.examples.vit:SmallViT"
+
+
+def noisy(x: Tensor) -> Tensor:
+    """An augmentation that draws from the global random state."""
+    return x + torch.randn_like(x)
+
+
+def halved(x: Tensor) -> Tensor:
+    """What no model of whole images can take."""
+    return x[..., :4]
+
+
+def test_batches_go_through_a_transform_in_training_only():
+    ends = []
+    for engine in ("sequential", "vectorized"):
+        torch.rand(3)
+        client = {"batch_size": 16, "transform": noisy}
+        federation = Federation(experiment("mlp", engine=engine, attack=None, client=client))
+        assert load(federation.experiment.to_dict()) == federation.experiment
+        federation.run()
+        ends.append(federation.state.global_D)
+    assert torch.equal(*ends)
+    plain = Federation(experiment("mlp", attack=None, client={"batch_size": 16}))
+    plain.run()
+    assert not torch.equal(ends[0], plain.state.global_D)
+    with pytest.raises(ConfigError, match=r"client.transform: .*halved does not fit"):
+        Federation(experiment("mlp", client={"transform": halved}))
+    with pytest.raises(ConfigError, match=r"client.transform: .*nowhere cannot be loaded"):
+        Federation(experiment("mlp", client={"transform": f"{__name__}:nowhere"}))

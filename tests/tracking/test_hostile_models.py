@@ -154,6 +154,10 @@ def test_modules_of_a_trusted_model_are_imported(weights: Path, tmp_path: Path, 
         tracking.find(NAME)
     assert type(tracking.find(NAME, trusted=True).experiment.aggregator).__name__ == "Rule"
     assert tracking.find(NAME).experiment.aggregator  # imported by now: nothing new is executed
+    (tmp_path / "trusted_network.py").write_text("raise RuntimeError('executed')")
+    configured(weights, model={"name": "lightning", "module": "trusted_network:Network"}, client={"loop": "module"})
+    with pytest.raises(ConfigError, match=r"/1: trusted_network:Network is code .*--trust"):
+        tracking.find(NAME)
 
 
 def test_a_pickled_model_is_refused_by_mlflow(tmp_path: Path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 from fl_lightning import tracking
 from fl_lightning.config import Tracking
@@ -13,6 +14,7 @@ from fl_lightning.errors import ConfigError, excerpt, masked
 from fl_lightning.parallel import interruptible, tied
 from fl_lightning.paths import embedded, runs_folder
 from fl_lightning.search import studies_url
+from fl_lightning.tracking import database_of, file_of
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -41,7 +43,19 @@ def ui(host: str, port: int) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *place]
     with interruptible(), ExitStack() as servers:  # both end with this process, however it ends
         _dashboard(host, port + 1, servers)
-        return servers.enter_context(tied(command, env=os.environ | own)).wait()
+        server = servers.enter_context(tied(command, env=os.environ | own))
+        return _until_end(server, database_of(uri)) if embedded(uri) else server.wait()
+
+
+def _until_end(server: "subprocess.Popen[bytes]", database: Path) -> int:
+    """Wait for the end of a server, and say it when the database that it shows is not the one that lies there any more."""
+    shown, told = file_of(database), False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return server.wait(timeout=2)
+        if not told and file_of(database) != shown:
+            told = True
+            print(f"warning: {database} was deleted or replaced: end this with Ctrl-C and begin again", file=sys.stderr)
 
 
 def _first_page(address: str) -> str:

@@ -117,9 +117,14 @@ def is_begun(run_id: str) -> bool:
 def recall(run_id: str) -> tuple[Experiment, str]:
     """Configuration and name of a run: from its folder, or from the store where the folder's was damaged or exchanged."""
     store = tracking.client()
+    path = run_folder(run_id) / "config.yaml"
+    if not tracking.is_there(store, run_id):
+        raise ConfigError(
+            f"run {run_id} is not in {tracking.tracking_uri()} any more, only its state is here: put its database back, or run "
+            f"{path} anew"
+        )
     tags = tracking.find_run(store, run_id).data.tags
     name = tags.get("fl.experiment", "experiment")
-    path = run_folder(run_id) / "config.yaml"
     try:
         experiment = load_text(path.read_text(encoding="utf-8"), str(path), trusted=True)
         if experiment.digest() == tags.get("fl.config"):

@@ -6,7 +6,7 @@ The embedded store is `sqlite:///mlruns/mlflow.db` with artifacts beside it; `ML
 from fl_lightning.tracking import _settings as _settings  # before MLflow is imported
 
 # isort: split
-from fl_lightning.tracking._embedded import StoreError
+from fl_lightning.tracking._embedded import StoreError, database_of, file_of
 from fl_lightning.tracking._environment import command, environment, git_revision
 from fl_lightning.tracking._inputs import checksum
 from fl_lightning.tracking._models import kept_rounds
@@ -89,6 +89,7 @@ __all__ = [
     "compare",
     "comparison_link",
     "create_run",
+    "database_of",
     "describe",
     "described",
     "disk_full",
@@ -105,6 +106,7 @@ __all__ = [
     "export",
     "figures_in_words",
     "figures_of",
+    "file_of",
     "find",
     "find_or_create",
     "find_run",

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import mlflow
@@ -21,7 +22,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_latest_schema_revision, _upgrade_db, create_sqlalchemy_engine
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import Pool
 
 from fl_lightning.errors import ConfigError
 from fl_lightning.parallel import in_turn
@@ -29,7 +32,7 @@ from fl_lightning.parallel import in_turn
 # Private members of MLflow: it brings a database up to date by a command line only, which asks a person and knows no copy;
 # and it offers no way to forget where the artifacts of a run lie.
 
-__all__ = ["StoreError", "database_of", "opened", "unwritable"]
+__all__ = ["StoreError", "database_of", "file_of", "opened", "unwritable"]
 
 LOCATIONS = {
     "experiments": ("artifact_location",),
@@ -51,6 +54,36 @@ _latest: list[Path] = []
 
 class StoreError(ConnectionError):
     """The store of the runs cannot be read: it is damaged, locked, or of another version."""
+
+
+def file_of(path: str | Path) -> tuple[int, int] | None:
+    """Which file lies at a path, whatever it is called; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@event.listens_for(Pool, "connect")
+def _remember(connection: Any, record: Any) -> None:
+    """Remember which file a connection to SQLite has opened: it goes on with that one, though it be deleted."""
+    if isinstance(connection, sqlite3.Connection):
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        record.info["file"] = path, file_of(path) if path else None
+
+
+@event.listens_for(Pool, "checkout")
+def _check(connection: Any, record: Any, proxy: Any) -> None:
+    """Open the file that lies there now, where somebody has replaced it; SQLite itself would write to one that nobody sees."""
+    path, opened_file = record.info.get("file", ("", None))
+    now = file_of(path) if opened_file else None
+    if opened_file and now is None:
+        raise StoreError(
+            f"{path} was deleted while this process worked with it: put it back, or begin again with a new one"
+        )
+    if now != opened_file:
+        raise DisconnectionError(f"{path} was replaced")
 
 
 def database_of(uri: str) -> Path:

@@ -17,6 +17,7 @@ from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import curves
 from fl_lightning.partition import plot as plot_partition
 from fl_lightning.paths import runs_folder
+from fl_lightning.tracking._embedded import StoreError
 from fl_lightning.tracking._inputs import log_data
 from fl_lightning.tracking._journal import Entry, Journal
 from fl_lightning.tracking._models import ROUNDS, Snapshot, log_model, save_weights
@@ -93,7 +94,7 @@ class Tracker:
         """
         if self.load:
             self.load.stop()
-        with suppress(MlflowException, ConfigError):
+        with suppress(MlflowException, ConfigError, StoreError):
             reopen(self.store, self.run_id)  # somebody has deleted it in the meantime: figures are taken again
         left = self.journal.close(PATIENCE_SECONDS)
         if left:
@@ -194,10 +195,13 @@ class TrackingGoneError(ConnectionError):
     def __init__(self, run_id: str, rounds: int, folder: Path, cause: Exception | str | None):
         self.run_id = run_id
         what = f"has no room left where {runs_folder()} lies" if disk_full(cause) else "does not answer"
+        first = ""
+        if any(words in str(cause) for words in ("was deleted while", f"id={run_id} not found")):
+            what, first = "has not this run any more", "Put its database back, or run config.yaml there anew; else: "
         self._made_of = (run_id, rounds, folder, str(cause))
         super().__init__(
             f"MLflow at {tracking_uri()} {what} ({cause}); {rounds} rounds of metrics are kept in {folder}. "
-            f"Deliver them with: fl-lightning run --resume {run_id}"
+            f"{first}Deliver them with: fl-lightning run --resume {run_id}"
         )
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, int, Path, str]]:

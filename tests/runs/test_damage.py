@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_run_that_was_deleted_is_restored_and_one_that_is_gone_is_told(tiny: C
     assert store.get_run(folder.name).info.lifecycle_stage == "active"
     other = interrupted(light(tiny))
     other.rename(other.with_name("f" * 32))
-    with pytest.raises(ConfigError, match="no run 'fff"):
+    with pytest.raises(ConfigError, match="only its state is here: put its database back"):
         runs.resume("f" * 32)
 
 
@@ -142,14 +143,20 @@ if __name__ == "__main__":
 """
 
 
-def program(experiment: Experiment, folder: Path, what: str) -> "subprocess.Popen[str]":
+@contextmanager
+def program(experiment: Experiment, folder: Path, what: str) -> "Iterator[subprocess.Popen[str]]":
+    """A process at work, which does not outlive the block."""
     config, script = folder / "config.yaml", folder / "program.py"
     config.write_text(dump(experiment))
     script.write_text(PROGRAM)
     settings = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train"}
     settings |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     command = [sys.executable, str(script), str(config), what]
-    return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_sigterm_ends_a_run_as_killed_and_a_scheduler_does_not_matter(tiny: Callable[..., Experiment], tmp_path: Path):

@@ -13,6 +13,7 @@ import mlflow
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
+from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_alembic_config, create_sqlalchemy_engine
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 
@@ -168,3 +169,24 @@ def test_what_mlflow_holds_as_current_neither_matters_nor_changes(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
     monkeypatch.setenv("FL_LIGHTNING_RUNS", str(tmp_path / "moved"))
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'moved' / 'mlflow.db'}"
+
+
+def test_a_database_that_is_deleted_or_replaced_while_a_process_goes_on(store_folder: Path, empty_database: Path):
+    database = store_folder / "mlflow.db"
+    store = tracking.client()
+    run_id = store.create_run("0").info.run_id
+    database.unlink()
+    with pytest.raises(
+        MlflowException, match=r"mlflow.db was deleted while this process worked with it: put it back[^\n]*$"
+    ):
+        store.set_tag(run_id, "a", "b")
+    assert not database.exists()  # SQLite would make an empty one
+    shutil.copy(empty_database, database)
+    with pytest.raises(MlflowException, match="not found"):
+        store.get_run(run_id)
+    again = store.create_run("0").info.run_id  # in the file that lies there now
+    assert query(database, "SELECT run_uuid FROM runs") == [(again,)]
+    for cause in (f"Run with id={run_id} not found", f"{database} was deleted while"):
+        told = str(tracking.TrackingGoneError(run_id, 3, store_folder, cause))
+        assert "has not this run any more" in told
+        assert "Put its database back" in told

@@ -141,8 +141,9 @@ class MatrixOutcome(Shown):
         safest, rivals = self.safest(), self.rivals()
         if safest is None:
             return "nothing was measured"
-        unsure = f", which cannot be told from {', '.join(rivals)} on these seeds" if rivals else ""
-        return f"the best worst case: {safest}{unsure}"
+        if rivals:
+            return f"no best worst case: {safest} cannot be told from {', '.join(rivals)} on these seeds"
+        return f"the best worst case: {safest}"
 
     def _worst_value(self, server: str) -> float:
         found = self.cell(str(self.worst(server)), server)
@@ -171,6 +172,7 @@ class MatrixOutcome(Shown):
                 found, drop = self.cell(attack, server), self.drop(attack, server)
                 row = {"server": server, "attack": attack, "seeds": len(self.matrix.seeds)}
                 row |= {self.matrix.metric: found.mean if found else None, "half": found.half if found else None}
+                row |= {"low": found.low if found else None, "high": found.high if found else None}
                 row |= {"accuracy_drop": drop.mean if drop else None, "worst": attack == self.worst(server)}
                 rows.append(row)
         return rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from fl_lightning.analysis._page import Piece, Section, folded, table, text
 from fl_lightning.analysis._subject import Subject
-from fl_lightning.metrics import meaning, wilson
+from fl_lightning.metrics import Interval, bounds, meaning, wilson
 from fl_lightning.registry import flatten
 from fl_lightning.tracking import made_by, search_behind, threat_model
 
@@ -128,11 +128,11 @@ def unseen(search: dict[str, Any], metric: str) -> str | None:
     if not isinstance(found, dict):
         return None
     spread = found.get("half")
-    mean, half = float(found["mean"]), math.nan if spread is None else float(spread)
-    low, high = (float(end) for end in found.get("bounds", (-math.inf, math.inf)))
+    half = math.nan if spread is None else float(spread)
+    seen = Interval(float(found["mean"]), half, bounds(metric), int(found.get("n", 0)))
     if math.isnan(half):
-        return f"{mean:.3f} (too few seeds for an interval)"
-    return f"{mean:.3f} ({max(mean - half, low):.3f} to {min(mean + half, high):.3f})"
+        return f"{seen.mean:.3f} (too few seeds for an interval)"
+    return f"{seen.mean:.3f} ({seen.low:.3f} to {seen.high:.3f})"
 
 
 def facts(subject: Subject) -> dict[str, object]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import expit, logit
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
@@ -16,12 +17,20 @@ FEWEST = 3
 class Interval:
     """A mean and its 95 % confidence interval.
 
+    What cannot leave two ends, such as a share, has its interval on the logit scale, where there are none: with
+    p the mean, moved to [0, 1], and h the half-width of Student's t interval on that scale, the ends are
+    expit(logit p -+ h / (p (1 - p))). It never leaves the ends, widens away from the nearer one, and is Student's own where the
+    figures lie close together. The mean is transformed, not each figure, so that figures at 0 and 1 do no harm.
+
     Attributes:
         mean: the mean.
         half: half-width of Student's t interval; NaN for fewer than three values.
-        bounds: what the figure cannot leave, such as (0, 1) for a share. The interval ends there: the true mean lies within,
-            so that cutting off what lies beyond takes no coverage away.
+        bounds: what the figure cannot leave, such as (0, 1) for a share.
         n: number of values.
+
+    References:
+        Korn, Graubard, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts Estimated from
+        Survey Data", Survey Methodology 24, 1998: the logit interval with Student's t. The variance by the delta method.
     """
 
     mean: float
@@ -32,12 +41,38 @@ class Interval:
     @property
     def low(self) -> float:
         """Lower end; NaN where there is no interval."""
-        return max(self.mean - self.half, self.bounds[0]) if self.half == self.half else math.nan
+        return self._end(-1)
 
     @property
     def high(self) -> float:
         """Upper end; NaN where there is no interval."""
-        return min(self.mean + self.half, self.bounds[1]) if self.half == self.half else math.nan
+        return self._end(1)
+
+    def _end(self, side: int) -> float:
+        if not self.half or not self._between:
+            return self.mean + side * self.half
+        low, high = self.bounds
+        return low + (high - low) * float(expit(self._scaled(self.mean) + side * self.half * self._stretch))
+
+    @property
+    def _between(self) -> bool:
+        return math.isfinite(self.bounds[1] - self.bounds[0]) and self.bounds[0] < self.mean < self.bounds[1]
+
+    def _scaled(self, value: float) -> float:
+        """A value on the scale of the interval."""
+        low, high = self.bounds
+        return float(logit(min(max((value - low) / (high - low), 0.0), 1.0))) if self._between else value
+
+    @property
+    def _stretch(self) -> float:
+        """How much longer small differences are on the scale of the interval: its derivative at the mean."""
+        low, high = self.bounds
+        return (high - low) / ((self.mean - low) * (high - self.mean)) if self._between else 1.0
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """From the mean down to the lower end and up to the upper one: what a picture draws."""
+        return max(self.mean - self.low, 0.0), max(self.high - self.mean, 0.0)  # not -1e-17
 
     @property
     def sure(self) -> bool:
@@ -50,19 +85,19 @@ class Interval:
             return math.nan
         if self.half == 0:
             return 0.0 if self.mean > limit else 1.0
-        error = self.half / float(student_t.ppf(0.975, self.n - 1))
-        return float(student_t.sf((self.mean - limit) / error, self.n - 1))
+        error = self.half * self._stretch / float(student_t.ppf(0.975, self.n - 1))
+        return float(student_t.sf((self._scaled(self.mean) - self._scaled(limit)) / error, self.n - 1))
 
     def __str__(self) -> str:
         if math.isnan(self.half):
             return f"{self.mean:.3f}"
-        if self.low > self.mean - self.half or self.high < self.mean + self.half:
+        if max(abs(self.mean - self.half - self.low), abs(self.mean + self.half - self.high)) > 0.0005:
             return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
         return f"{self.mean:.3f} ± {self.half:.3f}"
 
 
 def interval(values: Sequence[float], bounds: tuple[float, float] = UNBOUNDED) -> Interval:
-    """Student's t interval of a mean.
+    """Student's t interval of a mean, on the logit scale where the figure has two ends; see `Interval`.
 
     Args:
         values: one figure a seed, at least one.
@@ -75,7 +110,7 @@ def interval(values: Sequence[float], bounds: tuple[float, float] = UNBOUNDED) -
         >>> print(interval([0.8, 0.9, 1.0]))
         0.900 ± 0.248
         >>> print(interval([0.8, 0.9, 1.0], (0, 1)))
-        0.900 [0.652, 1.000]
+        0.900 [0.363, 0.993]
         >>> print(interval([0.1, 0.9]))
         0.500
     """

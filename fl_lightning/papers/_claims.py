@@ -469,7 +469,7 @@ def p_value(claim: Claim, found: Interval | None) -> float:
     if found is None:
         return math.nan
     rule = claim.rule
-    below = Interval(-found.mean, found.half, n=found.n)
+    below = Interval(-found.mean, found.half, (-found.bounds[1], -found.bounds[0]), found.n)
     if isinstance(rule, Order | Joint):
         return found.above(rule.matters if isinstance(rule, Order) else 0.0)
     if isinstance(rule, Bound):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fl_lightning.metrics import interval
+from fl_lightning.metrics import Interval, bounds, interval
 from fl_lightning.papers._claims import PaperTable, Printed, TableCell
 
 __all__ = ["Seen", "draw_table"]
@@ -38,7 +38,7 @@ def draw_table(table: PaperTable, seen: Seen) -> Figure:
         colors = {row: f"C{number}" for number, row in enumerate(table.rows)}
         for place, row in enumerate(table.rows):
             if of_seeds := seen.get((TableCell(row, column), metric)):
-                _line(axes, of_seeds, row, colors[row], place)
+                _line(axes, _spread(of_seeds, metric), row, colors[row], place)
         for row, at, value in _printed(table, metric, column, seen):
             axes.plot(at, value, "x", color=colors[row], markersize=8, markeredgewidth=2)
         axes.set_title(f"{metric}, {column}" if column and len(columns) > 1 else metric, fontsize=9)
@@ -61,17 +61,23 @@ def _runs_of(table: PaperTable, column: str) -> str:
     return next(first for first in table.columns if changes(first) == changes(column))
 
 
-def _line(axes: Axes, of_seeds: Sequence[Mapping[int, float]], label: str, color: str, place: int) -> None:
+def _spread(of_seeds: Sequence[Mapping[int, float]], metric: str) -> dict[int, Interval]:
+    """Round -> mean and interval of a metric over the seeds that have it."""
     rounds = sorted(set.union(*(set(history) for history in of_seeds)))
-    spread = [interval([history[at] for history in of_seeds if at in history]) for at in rounds]
-    means, halves = (np.array([getattr(one, name) for one in spread]) for name in ("mean", "half"))
-    if len(rounds) == 1:
-        axes.errorbar([place], means, yerr=np.nan_to_num(halves), fmt="o", color=color, label=label, capsize=3)
+    return {at: interval([history[at] for history in of_seeds if at in history], bounds(metric)) for at in rounds}
+
+
+def _line(axes: Axes, spread: Mapping[int, Interval], label: str, color: str, place: int) -> None:
+    means = [one.mean for one in spread.values()]
+    if len(spread) == 1:
+        reach = np.nan_to_num(np.array([one.reach for one in spread.values()]).T)
+        axes.errorbar([place], means, yerr=reach, fmt="o", color=color, label=label, capsize=3)
         axes.set_xticks([])
     else:
-        ends = [at + 1 for at in rounds]
+        ends = [at + 1 for at in spread]
+        low, high = [one.low for one in spread.values()], [one.high for one in spread.values()]
         axes.plot(ends, means, color=color, label=label)
-        axes.fill_between(ends, means - halves, means + halves, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(ends, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _printed(table: PaperTable, metric: str, column: str, seen: Seen) -> list[tuple[str, float, float]]:

@@ -221,8 +221,8 @@ class Reproduction:
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.24 * max(1, len(shown))), layout="constrained")
         places = range(len(shown))
         means = [one.found.mean if one.found else float("nan") for one in shown]
-        halves = [one.found.half if one.found else float("nan") for one in shown]
-        axes.errorbar(means, places, xerr=halves, fmt="o", label="measured, 95 %", capsize=3)
+        reach = [one.found.reach for one in shown if one.found]
+        axes.errorbar(means, places, xerr=list(zip(*reach, strict=True)), fmt="o", label="measured, 95 %", capsize=3)
         printed = [float(one.claim.printed or 0.0) for one in shown]
         axes.plot(printed, list(places), "x", color="black", label="printed")
         axes.set_yticks(places, [f"{one.claim.id}  {one.claim.says}" for one in shown], fontsize=7)
@@ -242,6 +242,8 @@ def plain(outcome: Reproduction) -> list[dict[str, Any]]:
             "printed": one.claim.printed,
             "mean": one.found.mean if one.found else None,
             "half": one.found.half if one.found else None,
+            "low": one.found.low if one.found else None,
+            "high": one.found.high if one.found else None,
             "n": one.found.n if one.found else 0,
             "verdict": one.verdict,
             "follows": one.claim.follows,

@@ -68,7 +68,7 @@ def test_the_place_of_a_trigger_in_words():
 
 def test_the_winners_figure_on_unseen_seeds_stays_inside_its_bounds():
     confirmed = {"attack/success": {"mean": 0.99, "half": 0.03, "bounds": [0, 1], "n": 3}}
-    assert unseen({"confirmed": confirmed}, "attack/success") == "0.990 (0.960 to 1.000)"
+    assert unseen({"confirmed": confirmed}, "attack/success") == "0.990 (0.827 to 1.000)"
     few = {"attack/success": {"mean": 0.5, "half": float("nan"), "bounds": [0, 1], "n": 2}}
     assert unseen({"confirmed": few}, "attack/success") == "0.500 (too few seeds for an interval)"
     assert unseen({}, "attack/success") is None

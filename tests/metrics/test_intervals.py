@@ -10,23 +10,47 @@ from fl_lightning.metrics import bounds, interval
 from fl_lightning.runs import Campaign, Cell, Outcome
 
 
-def test_the_interval_of_a_share_ends_at_one():
-    found = interval([0.999, 0.998, 1.0], bounds("attack/success"))
-    assert found.high == 1.0
-    assert found.low == pytest.approx(0.999 - found.half)
-    assert str(found) == "0.999 [0.997, 1.000]"
+def test_the_interval_of_a_share_by_hand():
+    """p = 0.9 and h = t(2) 0.1 / sqrt(3) = 0.248414: logit 0.9 -+ h / 0.09 = 2.197225 -+ 2.760156."""
+    found = interval([0.8, 0.9, 1.0], bounds("attack/success"))
+    assert found.half == pytest.approx(0.248414, abs=1e-6)
+    assert found.low == pytest.approx(1 / (1 + math.exp(0.562931)), abs=1e-5)
+    assert found.high == pytest.approx(1 / (1 + math.exp(-4.957381)), abs=1e-5)
+    assert str(found) == "0.900 [0.363, 0.993]"
 
 
-def test_cutting_off_what_cannot_be_takes_no_coverage_away():
-    """Of 2,000 samples of shares near 1 both intervals hold the true mean equally often."""
-    random = np.random.default_rng(0)
-    draws = random.beta(20, 0.5, size=(2000, 5))
-    true = 20 / 20.5
-    cut = [interval(row, (0.0, 1.0)) for row in draws.tolist()]
-    plain = [interval(row) for row in draws.tolist()]
-    held = sum(one.low <= true <= one.high for one in cut)
-    assert held == sum(one.low <= true <= one.high for one in plain)
-    assert sum(one.high - one.low for one in cut) < sum(one.high - one.low for one in plain)
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0, 0.01], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0] * 3, [0.999, 0.998, 1.0], [0.5, 0.5, 0.6]]
+)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (-1.0, 1.0)])
+def test_no_interval_leaves_its_ends(values: list[float], ends: tuple[float, float]):
+    found = interval(values, ends)
+    assert ends[0] <= found.low <= found.mean <= found.high <= ends[1]
+    mirrored = interval([-value for value in values], (-ends[1], -ends[0]))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_figures_that_lie_close_together_have_students_interval():
+    found = interval([0.61, 0.611, 0.609], (0.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((found.mean - found.half, found.mean + found.half), abs=1e-5)
+    assert str(found) == "0.610 ± 0.002"
+
+
+def test_shares_near_an_end_are_held_more_often_than_by_students_interval():
+    """Of 1,000 samples of three seeds near 1; so skewed that not even this interval holds all of 95 %."""
+    draws = np.random.default_rng(0).beta(50, 1, size=(1000, 3)).tolist()
+
+    def held(ends: tuple[float, float]) -> float:
+        return float(np.mean([found.low <= 50 / 51 <= found.high for found in (interval(row, ends) for row in draws)]))
+
+    assert held((0.0, 1.0)) > 0.92 > 0.9 > held((-math.inf, math.inf))
+
+
+def test_the_p_value_agrees_with_the_interval():
+    found = interval([0.8, 0.9, 1.0], (0.0, 1.0))
+    assert found.above(found.low) == pytest.approx(0.025)
+    assert found.above(0.0) == 0.0
+    assert found.above(1.0) == 1.0
 
 
 @pytest.mark.parametrize("values", [[0.3], [0.3, 0.4]])
@@ -73,7 +97,7 @@ def test_a_winner_is_named_where_the_paired_difference_says_so():
 def test_no_winner_is_named_where_it_does_not():
     unsure = matrix({"krum": [0.30, 0.31, 0.47], "mean": [0.36, 0.30, 0.46]})
     assert unsure.rivals() == ["mean"]
-    assert "cannot be told from mean" in unsure.verdict()
+    assert unsure.verdict() == "no best worst case: krum cannot be told from mean on these seeds"
 
 
 def test_two_seeds_tell_nothing_apart():

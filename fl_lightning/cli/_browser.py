@@ -65,7 +65,7 @@ def _first_page(address: str) -> str:
         known = [one for one in store.search_experiments(max_results=50) if one.name != "Default"]
         named = [one for one in known if one.name == Tracking().experiment] or known
         if named:
-            return tracking.experiment_link(named[0].experiment_id, address)
+            return tracking.overview_link(named[0], address)
     return f"{address}/#/experiments?workflowType=machine_learning"
 
 

@@ -46,11 +46,18 @@ def tell(store: MlflowClient, study: optuna.Study, experiment: Experiment, outco
         store.delete_tag(outcome.run_id, stale)
     for tag, value in best.items():
         store.set_tag(outcome.run_id, tag, value[:500])
+    tracking.rename(store, outcome.run_id, title(experiment, outcome))
     tracking.describe(store, outcome.run_id, experiment, *in_words(run, experiment, outcome))
     store.log_text(outcome.run_id, search_page(study, experiment, outcome, run), "search.html")
     if outcome.registered_model and not experiment.fast:
         _report(store, outcome)
     _note(study, f"{verdict(experiment, outcome)}\n\nIn MLflow: {tracking.run_link(run)}")
+
+
+def title(experiment: Experiment, outcome: "SweepOutcome") -> str:
+    """Name of the run of a finished search: what its winner is worth on unseen seeds stands on top of every page."""
+    figure = outcome.confirmed[experiment.sweep.metrics[0]].mean
+    return f"search {figure:.4f}: {tracking.registered_name(experiment)}"
 
 
 def _report(store: MlflowClient, outcome: "SweepOutcome") -> None:

@@ -257,6 +257,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
             f"sweep/confirmed/{metric}": outcome.confirmed[metric].mean,
             f"sweep/configured/{metric}": outcome.default[metric].mean,
         } | ({f"sweep/searched/{metric}": searched[metric]} if searched else {})
+        if metric in tracking.HEADLINES:
+            figures[tracking.HEADLINES[metric]] = outcome.confirmed[metric].mean
     tracking.log_figures(store, task.run_id, figures)
     for name, figure in pictures(study, settings.metrics):
         tracking.log_picture(store, task.run_id, figure, f"search_{name}.png")

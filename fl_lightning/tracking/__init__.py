@@ -13,10 +13,12 @@ from fl_lightning.tracking._models import kept_rounds
 from fl_lightning.tracking._origin import made_by, search_behind
 from fl_lightning.tracking._packed import PackedRuns, described, download, enter, places, refuse_known
 from fl_lightning.tracking._pages import (
+    HEADLINES,
     below_link,
     comparison_link,
     experiment_link,
     figures_in_words,
+    overview_link,
     run_link,
     ui_address,
 )
@@ -73,6 +75,7 @@ from fl_lightning.tracking._store import (
 from fl_lightning.tracking._tracker import Tracker, TrackingGoneError, disk_full
 
 __all__ = [
+    "HEADLINES",
     "PackedRuns",
     "Point",
     "Registered",
@@ -126,6 +129,7 @@ __all__ = [
     "named_children",
     "nested",
     "opened_uri",
+    "overview_link",
     "pages",
     "places",
     "recorded_config",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from mlflow.entities import Experiment as MlflowExperiment
 from mlflow.entities import Run
 
 from fl_lightning.config import Experiment, dump
@@ -15,8 +16,10 @@ __all__ = [
     "comparison_link",
     "described",
     "experiment_link",
+    "experiment_tags",
     "figures_in_words",
     "note",
+    "overview_link",
     "run_link",
     "ui_address",
 ]
@@ -26,6 +29,10 @@ NOTE = "mlflow.note.content"
 
 KIND = "mlflow.experimentKind"
 """Tag by which MLflow files an experiment."""
+
+VIEW = "fl_lightning"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Tag of an experiment in which MLflow's pages keep a view that is linked by its key."""
 
 PURPOSE = (
     "Attacks on federated learning, and defenses: simulations by fl-lightning on public data. A row that can be unfolded is a "
@@ -40,11 +47,17 @@ MODE = "workflowType=machine_learning"
 DEFAULT = "http://127.0.0.1:5000"
 """Where `fl-lightning ui` shows the embedded store unless told otherwise."""
 
+SHOWN = ("attack", "aggregator", "defenses")
+
 LONGEST = 7500
 """Characters of a description that MLflow keeps, less some."""
 
 HEADLINES = {"attack/success": "success", "global/accuracy": "accuracy", "global/normalized_cost": "cost"}
 """What is logged a second time without a group, so that MLflow's charts begin with it."""
+
+
+COLUMNS = (*(f"metrics.`{short}`" for short in HEADLINES.values()), *(f"tags.`fl.{slot}`" for slot in SHOWN))
+"""Columns of the list of runs; without a view MLflow shows none that holds a figure."""
 
 
 def ui_address() -> str:
@@ -61,6 +74,17 @@ def _base(address: str | None) -> str:
 def experiment_link(experiment_id: str, address: str | None = None) -> str:
     """The runs of an MLflow experiment."""
     return f"{_base(address)}#/experiments/{experiment_id}/runs?{MODE}"
+
+
+def overview_link(experiment: MlflowExperiment, address: str | None = None) -> str:
+    """The runs of an MLflow experiment with their figures, where it has the view that shows them."""
+    view = f"&viewStateShareKey={VIEW}" if VIEW_TAG in experiment.tags else ""
+    return experiment_link(experiment.experiment_id, address) + view
+
+
+def experiment_tags() -> dict[str, str]:
+    """Tags of a new MLflow experiment: what it is for, where MLflow files it, which columns its runs are shown with."""
+    return {KIND: "custom_model_development", NOTE: PURPOSE, VIEW_TAG: json.dumps({"selectedColumns": COLUMNS})}
 
 
 def run_link(run: Run, address: str | None = None) -> str:

@@ -27,7 +27,7 @@ from fl_lightning.paths import SERVER, embedded, runs_folder, tracking_server
 from fl_lightning.registry import ConfigError, flatten, foreign
 from fl_lightning.tracking._embedded import StoreError, database_of, opened, unwritable
 from fl_lightning.tracking._environment import command, environment, git_revision
-from fl_lightning.tracking._pages import HEADLINES, KIND, NOTE, PURPOSE, described, note, run_link
+from fl_lightning.tracking._pages import HEADLINES, NOTE, described, experiment_tags, note, run_link
 from fl_lightning.tracking._system import check_system
 
 CONFIG = "config.yaml"
@@ -110,8 +110,7 @@ def experiment_id(store: MlflowClient, name: str) -> str:
     try:
         found = store.get_experiment_by_name(name)
         if found is None:
-            tags = {KIND: "custom_model_development", NOTE: PURPOSE}
-            return str(store.create_experiment(name, artifact_location=location, tags=tags))
+            return str(store.create_experiment(name, artifact_location=location, tags=experiment_tags()))
     except MlflowException as error:
         found = store.get_experiment_by_name(name) if "RESOURCE_ALREADY_EXISTS" in str(error) else None
         if found is None:

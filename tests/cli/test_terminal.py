@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 from rich.console import Console
 
 from fl_lightning.cli import main
@@ -67,10 +69,14 @@ def study(done: int, running: int = 0) -> SimpleNamespace:
             values=[0.5] if finished else None,
             datetime_start=datetime.now(),
             duration=timedelta(seconds=1),
+            constraints={},
         )
 
     trials = [trial(True) for _ in range(done)] + [trial(False) for _ in range(running)]
-    return SimpleNamespace(get_trials=lambda deepcopy: trials, directions=[SimpleNamespace(name="MAXIMIZE")])
+    return SimpleNamespace(
+        get_trials=lambda deepcopy, states=(): trials[:done] if states else trials,
+        directions=[SimpleNamespace(name="MAXIMIZE")],
+    )
 
 
 def test_one_clock_over_trials_and_confirmations(monkeypatch: pytest.MonkeyPatch, capsys):
@@ -98,6 +104,17 @@ def test_one_clock_over_trials_and_confirmations(monkeypatch: pytest.MonkeyPatch
     ]
     assert "30 s left" in next(line for line in lines if "the winner, unseen seed 1001" in line)
     assert "left" not in lines[-1]
+
+
+def test_the_best_figure_shown_is_one_that_a_search_can_choose():
+    shown = SearchProgress("attack/success")
+    shown.console = Console(file=io.StringIO(), width=80)
+    search = optuna.create_study(direction="maximize")
+    ends = {0.5: TrialState.COMPLETE, 0.9: TrialState.PRUNED}
+    for value, state in ends.items():
+        search.add_trial(optuna.create_trial(state=state, value=value))
+    shown(search, 2)
+    assert shown.note == "best attack/success 0.500"
 
 
 def test_everything_about_one_attack(capsys):

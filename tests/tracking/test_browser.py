@@ -86,21 +86,29 @@ def test_the_ui_shows_a_search_without_explanation(page, poisoned, ui: str, scre
     study = store.get_run(poisoned["run_id"])
     trial = poisoned["trials"][0]
     own = store.get_run(trial["run_id"])
-    success = f"{study.data.metrics['sweep/confirmed/attack/success']:.3f}"
+    figure = study.data.metrics["sweep/confirmed/attack/success"]
+    title, success = f"search {figure:.4f}: {MODEL}", f"{figure:.3f}"
 
     def look(place: str, name: str, *words: str) -> None:
         page.goto(place)
         for word in words:
-            page.get_by_text(word).first.wait_for(timeout=90_000)
+            page.get_by_text(word).locator("visible=true").first.wait_for(timeout=90_000)
         page.wait_for_timeout(1500)
         page.screenshot(path=screenshots / f"{name}.png")
 
     printed = tracking.run_link(study, ui)  # what `sweep` prints last: the winner's success without a click or a scroll
-    look(printed, "study", f"search: {MODEL}", success)
-    place = page.get_by_text(success).first.bounding_box()
-    assert 0 <= place["y"] < page.viewport_size["height"]
-    assert not page.get_by_text("Traces").is_visible()
-    look(tracking.experiment_link(study.info.experiment_id, ui), "runs", f"search: {MODEL}")
+    look(printed, "study", title, f"The winner's attack/success {success}")
+    for words in (title, f"The winner's attack/success {success}"):
+        place = page.get_by_text(words).first.bounding_box()
+        assert 0 <= place["y"] < page.viewport_size["height"], words
+    assert not page.get_by_text("Detect Issues in Your Traces").count()  # the pages for generative models
+    look(
+        tracking.overview_link(store.get_experiment(study.info.experiment_id), ui),
+        "runs",
+        title[:14],
+        success,
+        "accuracy",
+    )
     look(tracking.below_link(study, ui), "trials", f"#{trial['number']}", "seed 7 winner")
     look(printed.replace("?", "/artifacts?"), "study_pictures", "search.html", "analysis.html")
     look(tracking.run_link(own, ui).replace("?", "/model-metrics?"), "curves", own.info.run_name, "success")

@@ -142,7 +142,7 @@ class SearchProgress:
 
     def __call__(self, study: Any, trials: int) -> None:
         """Look at the study again."""
-        from fl_lightning.search import best_so_far
+        from fl_lightning.search import feasible
 
         known = study.get_trials(deepcopy=False)
         finished = [trial for trial in known if trial.state.is_finished()]
@@ -157,10 +157,10 @@ class SearchProgress:
         if len(finished) == self.done:
             return
         self.done = len(finished)
-        best = best_so_far(
-            study, (self.metric,)
-        )  # neither of a trial that was given up nor of one that broke a constraint
-        self.note = "".join(f"best {name} {value:.3f}" for name, value in best.items())
+        # What was given up or broke a constraint cannot win, whatever it reached.
+        values = [trial.values[0] for trial in finished if trial.state.name == "COMPLETE" and feasible(trial)]
+        best = max if study.directions[0].name == "MAXIMIZE" else min
+        self.note = f"best {self.metric} {best(values):.3f}" if values else ""
         self._show("search", f"search: trial {self.done}/{trials}  {self.note}")
 
     def watch(self, experiment: Any) -> list[Any]:

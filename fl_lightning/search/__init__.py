@@ -4,14 +4,14 @@ from fl_lightning.search._pack import Unpacked, pack, unpack
 from fl_lightning.search._reported import check_metrics
 from fl_lightning.search._space import search_space, shown, tunables
 from fl_lightning.search._storage import studies_url
+from fl_lightning.search._study import feasible
 from fl_lightning.search._sweep import SweepOutcome, strongest, sweep
-from fl_lightning.search._workers import best_so_far
 
 __all__ = [
     "SweepOutcome",
     "Unpacked",
-    "best_so_far",
     "check_metrics",
+    "feasible",
     "pack",
     "search_space",
     "shown",

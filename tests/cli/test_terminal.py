@@ -65,7 +65,7 @@ def test_times_and_sizes_in_units_of_people():
 def study(done: int, running: int = 0) -> SimpleNamespace:
     def trial(finished: bool) -> SimpleNamespace:
         return SimpleNamespace(
-            state=SimpleNamespace(is_finished=lambda: finished),
+            state=SimpleNamespace(is_finished=lambda: finished, name="COMPLETE" if finished else "RUNNING"),
             values=[0.5] if finished else None,
             datetime_start=datetime.now(),
             duration=timedelta(seconds=1),
@@ -73,10 +73,7 @@ def study(done: int, running: int = 0) -> SimpleNamespace:
         )
 
     trials = [trial(True) for _ in range(done)] + [trial(False) for _ in range(running)]
-    return SimpleNamespace(
-        get_trials=lambda deepcopy, states=(): trials[:done] if states else trials,
-        directions=[SimpleNamespace(name="MAXIMIZE")],
-    )
+    return SimpleNamespace(get_trials=lambda deepcopy: trials, directions=[SimpleNamespace(name="MAXIMIZE")])
 
 
 def test_one_clock_over_trials_and_confirmations(monkeypatch: pytest.MonkeyPatch, capsys):

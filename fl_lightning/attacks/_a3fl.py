@@ -4,7 +4,7 @@ References:
     Zhang, Jia, Chen, Lin, Wu, "A3FL: Adversarially Adaptive Backdoor Attacks to Federated Learning", NeurIPS 2023, algorithm 1.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,9 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import Loss
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 PUBLISHED_SIZE, SMALL_SIZE = 5, 2
 
@@ -77,6 +80,12 @@ class A3fl(LearntTrigger):
         """The square must fit."""
         super().check(data, loss)
         place((data.shape[0], data.shape[1], data.shape[2]), self.size, self.corner)
+
+    def expense(self, experiment: "Experiment") -> str:
+        """Epochs over own samples, for the trigger and against it."""
+        epochs = self.outer + -(-self.outer // self.refresh) * self.adversarial_epochs * bool(self.balance)
+        whose = "every attacker's own" if self.shared else "the first attacker's"
+        return f"up to {epochs} epochs over {whose} samples, for the trigger (attack.outer, attack.refresh)"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Search the trigger, then train with it."""

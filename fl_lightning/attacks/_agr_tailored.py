@@ -6,7 +6,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ from fl_lightning.attacks._selection import largest_accepted, selected, selectio
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.defenses import State
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 Aim = Literal["distance", "backward"]
 
@@ -125,6 +128,11 @@ class AgrTailored(Crafted):
     aim: Annotated[Aim, Choice(("backward", "distance"))] = "backward"
     trials: Annotated[int, Tunable(30, 300, log=True, integer=True)] = Field(default=90, ge=1)
     flip_half: Annotated[bool, Choice((False, True))] = False
+
+    def expense(self, experiment: "Experiment") -> str | None:
+        """Aggregations, unless the rule selects: there distances suffice."""
+        rule = experiment.aggregator
+        return None if selects(rule) else f"up to {self.trials} aggregations by {rule.name} (attack.trials)"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Copies of the strongest mu + gamma p."""

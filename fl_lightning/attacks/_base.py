@@ -81,6 +81,10 @@ class Attack(Component, ABC):
         """What is unwise about an experiment with this attack, in sentences that are told once, before it runs."""
         return []
 
+    def expense(self, experiment: "Experiment") -> str | None:
+        """What the crafting of a round costs, told once before a run; None: no more than a few passes over the updates."""
+        return None
+
     def success(self, goal: Goal, state: State) -> Samples | None:
         """What counts as success now; an attack that learns its trigger moves it.
 

@@ -5,7 +5,7 @@ References:
 """
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from fl_lightning.data import Dataset, Samples
 from fl_lightning.defenses import State
 from fl_lightning.errors import ConfigError
 from fl_lightning.models import FlatNetwork, Loss
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 DECAY, MILESTONES = 0.3, (2, 4, 6, 8)
 """The contrastive learning rate falls to this share after these epochs."""
@@ -88,6 +91,12 @@ class Chameleon(BackdoorTraining):
     def check_model(self, flat: FlatNetwork) -> None:
         """There must be an encoder before a linear head."""
         head_of(flat)
+
+    def expense(self, experiment: "Experiment") -> str:
+        """Epochs of contrast, attacker after attacker."""
+        return (
+            f"{self.contrastive_epochs} epochs of contrast an attacker, one after the other (attack.contrastive_epochs)"
+        )
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Encoder, head, then boost."""

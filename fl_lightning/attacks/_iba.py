@@ -4,7 +4,7 @@ References:
     Nguyen, Nguyen, Tran, Doan, Wong, "IBA: Towards Irreversible Backdoor Attacks in Federated Learning", NeurIPS 2023, section 4.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from fl_lightning.attacks._view import View
 from fl_lightning.clients import Client
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 WIDTH = 16
 
@@ -96,6 +99,11 @@ class Iba(LearntTrigger):
     test_eps: Annotated[float, Tunable(0.01, 0.3, log=True)] = Field(default=0.05, gt=0, le=1)
     generator_epochs: int = Field(default=10, ge=1)
     generator_lr: Annotated[float, Tunable(1e-5, 1e-2, log=True)] = Field(default=1e-4, gt=0)
+
+    def expense(self, experiment: "Experiment") -> str:
+        """Epochs of the generator."""
+        epochs = self.generator_epochs
+        return f"{epochs} epochs over all attackers' samples, for the trigger's generator (attack.generator_epochs)"
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Train the generator, then the model."""

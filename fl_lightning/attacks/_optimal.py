@@ -8,7 +8,7 @@ References:
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +23,9 @@ from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
 from fl_lightning.data import Samples
 from fl_lightning.defenses import State
+
+if TYPE_CHECKING:
+    from fl_lightning.config import Experiment
 
 Harm = Literal["distance", "backward", "loss"]
 
@@ -49,6 +52,13 @@ class Optimal(Crafted, ABC):
     aim: Annotated[Harm, Choice(("distance", "backward", "loss"))] = "distance"
     reach: float = Field(default=64.0, ge=1)
     trials: Annotated[int, Tunable(20, 200, log=True, integer=True)] = Field(default=60, ge=1)
+
+    def expense(self, experiment: "Experiment") -> str:
+        """Replays of whatever reacts to the updates."""
+        reacting = [experiment.aggregator.name]
+        if self.knowledge == "full":
+            reacting = [defense.name for defense in experiment.defenses.values() if not defense.at_clients] + reacting
+        return f"up to {self.trials} replays of {', '.join(reacting)} (attack.trials)"
 
     @abstractmethod
     def directions(self, known_HP: Tensor) -> list[Tensor]:

@@ -97,16 +97,21 @@ def estimate_run(experiment: Experiment, as_json: bool) -> int:
 def estimate_sweep(experiment: Experiment, as_json: bool) -> int:
     """Print what a search would need: its trials, then the runs that confirm its winner; returns the exit code."""
     from fl_lightning.search._first_trials import check_first
+    from fl_lightning.search._fitting import all_that_fit
     from fl_lightning.search._space import search_space
     from fl_lightning.search._sweep import check_confirmation
 
     check_confirmation(experiment)
+    experiment = all_that_fit(experiment)
     check_first(experiment, search_space(experiment))
     found, settings = measure(experiment), experiment.sweep
-    seeds, confirmations = max(1, len(settings.seeds)), 2 * len(settings.confirm_seeds)
+    seeds, confirmations = max(1, len(settings.seeds)), (2 + settings.runners_up) * len(settings.confirm_seeds)
     one = found.seconds(experiment.planned_rounds)
-    total = one * (settings.trials * seeds / _workers(settings.jobs) + confirmations)
-    what = f"{settings.trials} trials of {seeds} x {experiment.planned_rounds} rounds, {confirmations} runs to confirm"
+    trials = settings.trials
+    if settings.minutes is not None:
+        trials = min(trials, max(1, round(60 * settings.minutes * _workers(settings.jobs) / (one * seeds))))
+    total = one * (trials * seeds / _workers(settings.jobs) + confirmations)
+    what = f"{trials} trials of {seeds} x {experiment.planned_rounds} rounds, {confirmations} runs to confirm"
     _tell(found, total, f"{what}; pruning often spares a third of the trials' rounds", as_json)
     _caution(experiment)
     return 0

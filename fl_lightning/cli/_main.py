@@ -147,7 +147,9 @@ def sweep(options: argparse.Namespace) -> int:
     if options.quiet:
         outcome = sweep(experiment, label, enqueue=own)
     else:
-        progress = SearchProgress(experiment.sweep.metrics[0], experiment.sweep.confirm_seeds)
+        progress = SearchProgress(
+            experiment.sweep.metrics[0], experiment.sweep.confirm_seeds, experiment.sweep.runners_up
+        )
         outcome = sweep(experiment, label, progress.watch, progress, own)
         progress.close()
     print_sweep(outcome, experiment)

@@ -121,12 +121,14 @@ class SearchProgress:
 
     Args:
         metric: what the search looks for.
-        seeds: unseen seeds on which the winner, and what is configured, are run.
+        seeds: unseen seeds on which the winner, what is configured, and runners-up are run.
+        runners_up: at most how many of them.
     """
 
-    def __init__(self, metric: str, seeds: Sequence[int] = ()):
+    def __init__(self, metric: str, seeds: Sequence[int] = (), runners_up: int = 0):
         self.metric = metric
         self.seeds = seeds
+        self.confirming = ["the winner", "what is configured", *(f"runner-up {n + 1}" for n in range(runners_up))]
         self.console = Console(file=sys.stderr)
         self.bar: Bar | None = None
         self.begin: float | None = None
@@ -138,7 +140,7 @@ class SearchProgress:
     @property
     def total(self) -> int:
         """Trials and confirmation runs."""
-        return self.trials + 2 * len(self.seeds)
+        return self.trials + len(self.confirming) * len(self.seeds)
 
     def __call__(self, study: Any, trials: int) -> None:
         """Look at the study again."""
@@ -168,7 +170,7 @@ class SearchProgress:
         number, n = self.confirmed, len(self.seeds)
         if self.begin is None:  # all trials were finished before
             self.begin = time.monotonic()
-        who = "the winner" if number < n else "what is configured"
+        who = self.confirming[min(number // n, len(self.confirming) - 1)] if n else "the winner"
         if n and number % n == 0:
             self.console.print(f"confirming: {who}, on {n} seeds that the search never saw", soft_wrap=True)
         return [_Confirmation(self, f"{who}, unseen seed {experiment.seed}")]

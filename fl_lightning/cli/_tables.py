@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 from fl_lightning.cli._console import wide_console
-from fl_lightning.config import Experiment
+from fl_lightning.config import THREAT, Experiment
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.registry import PluginError, distribution_of, plugins, registry, summary
 from fl_lightning.runs import Outcome
@@ -84,9 +85,11 @@ def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
     metrics = experiment.sweep.metrics
     title = "Pareto front" if len(metrics) > 1 else "best trials"
     table = Table("trial", *metrics, "state", "settings", box=None, title=title, title_justify="left")
+    granted = {f"attack.{name}" for name in THREAT} - set(experiment.sweep.space)  # the same in every trial
     rows = [row for row in outcome.trials if row["front"]] or outcome.trials[:5]
     for row in rows:
-        settings = "  ".join(f"{path}={shown(value)}" for path, value in row["changes"].items())
+        changed = {path: value for path, value in row["changes"].items() if path not in granted}
+        settings = "  ".join(f"{path}={shown(value)}" for path, value in changed.items())
         state = row["state"] if row["feasible"] else "breaks a constraint"
         figures = [shown(value) for value in row["values"] or [""] * len(metrics)]
         table.add_row(str(row["number"]), *figures, state, settings)
@@ -101,6 +104,7 @@ def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
     result.add_row(f"configured {outcome.what}, same seeds", *(str(outcome.default[metric]) for metric in metrics))
     console.print(result)
     console.print(f"{outcome.verdict} (paired difference in {metrics[0]}: {outcome.gain})", soft_wrap=True)
+    _print_runners_up(console, outcome, metrics[0])
     console.print(f"rounds saved by pruning and shared warm-up: {outcome.rounds_saved:.0%}")
     if outcome.registered_model:
         name = outcome.registered_model.rpartition("/")[0]
@@ -109,3 +113,24 @@ def print_sweep(outcome: "SweepOutcome", experiment: Experiment) -> None:
         )
     about = f"study {outcome.study}, run {outcome.run_id}\n{look_closer(outcome.run_id)}"
     console.print(about, soft_wrap=True, highlight=False)
+
+
+def _print_runners_up(console: Console, outcome: "SweepOutcome", metric: str) -> None:
+    """Who came second, and how far behind; who was given up, and who was never tried."""
+    from fl_lightning.search import shown
+
+    confirmed = [one for one in outcome.runners_up if one.behind]
+    if confirmed:
+        table = Table("", "trials", f"{metric} in the search", "on the unseen seeds", "behind the winner by", box=None)
+        table.title, table.title_justify = "runners-up", "left"
+        for one in confirmed:
+            table.add_row(one.arm, str(one.trials), shown(one.searched), str(one.confirmed[metric]), str(one.behind))
+        console.print(table)
+    others = [one for one in outcome.runners_up if one.searched is not None and not one.behind]
+    for words, names in (
+        ("the others in the search", [f"{one.arm} {shown(one.searched)}" for one in others]),
+        ("given up or failed in every trial", [one.arm for one in outcome.runners_up if one.searched is None]),
+        ("never tried: sweep.minutes or sweep.trials did not suffice", outcome.untried),
+    ):
+        if names:
+            console.print(f"{words}: {', '.join(names)}", soft_wrap=True, highlight=False)

@@ -10,6 +10,8 @@ from fl_lightning.config._experiment import (
     read_yaml,
 )
 from fl_lightning.config._settings import (
+    ALL_ATTACKS,
+    THREAT,
     Direction,
     Evaluation,
     Seed,
@@ -22,6 +24,8 @@ from fl_lightning.registry import Label
 from fl_lightning.server import Server
 
 __all__ = [
+    "ALL_ATTACKS",
+    "THREAT",
     "Direction",
     "Evaluation",
     "Experiment",

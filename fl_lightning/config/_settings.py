@@ -55,7 +55,7 @@ class Evaluation(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; without `worst` where there is none, as configurations were before there was any."""
-        return without_none(self, "worst")
+        return without_empty(self, "worst")
 
 
 class Stop(Settings):
@@ -131,9 +131,16 @@ NOT_SEARCHED = ("seed", "seeds", "evaluation", "tracking", "sweep", "paper", "fa
 """Settings that no search varies."""
 
 
-def without_none(settings: Settings, *names: str) -> dict[str, Any]:
-    """The fields as plain values; those of the names that are None are left out."""
-    return {key: value for key, value in plain_fields(settings).items() if value is not None or key not in names}
+THREAT = ("knowledge", "visible_updates", "objective", "inflate")
+"""What every attack has: the threat model, and what it is after."""
+
+ALL_ATTACKS = ("all", {"choice": "all"})
+"""How a space says that every attack that fits is searched."""
+
+
+def without_empty(settings: Settings, *names: str) -> dict[str, Any]:
+    """The fields as plain values; those of the names that are None, 0 or empty are left out."""
+    return {key: value for key, value in plain_fields(settings).items() if value or key not in names}
 
 
 class SweepSettings(Settings):
@@ -141,12 +148,17 @@ class SweepSettings(Settings):
 
     Attributes:
         trials: number of finished trials, pruned ones included.
+        minutes: no trial begins after so much time, counted over all processes that searched, in durations of finished trials
+            divided by the workers; null: no limit.
         jobs: worker processes; `ray`: one task a processor of the Ray cluster.
-        sampler: Optuna's sampler.
+        sampler: Optuna's sampler; `bandit`: the first parameter, a choice, as arms of a bandit, the others by TPE in each arm.
         metric: a metric of the run, its mean over the last third of the evaluated rounds; several for a Pareto front.
         direction: whether `metric` is to be large or small; one word for all metrics, or one for each.
         constraints: metric -> bound, such as `global/accuracy: ">= 0.85"`.
         space: dotted path -> range (`{low, high, log}`) or list of choices; the attack's own tunables where empty.
+            `attack: {choice: all}`: all attacks that fit.
+        threat: `knowledge`, `visible_updates`, `objective`, `inflate` of every attack that is tried, instead of its own. Where
+            all attacks are searched and this is empty: those of the configured attack, or full knowledge and any error.
         pruner: stops hopeless trials early; not where there are several metrics. `auto`: `wilcoxon` where a trial runs several
             seeds, `halving` elsewhere.
         seeds: every trial runs with each of them, one after the other, and its figure is their mean; empty: with `seed` alone.
@@ -158,25 +170,29 @@ class SweepSettings(Settings):
         warm_start: after what is configured, the winners of so many earlier studies of the same attack, rule, model and data
             are tried, the newest first; 0: a study that does not depend on what was searched before.
         confirm_seeds: seeds on which the winner is run again; the search never sees them.
+        runners_up: how many of the next best choices of the first parameter are run on them, too.
     """
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
+    minutes: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
     jobs: Jobs = 1
-    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2"] = "tpe"
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "bandit"] = "tpe"
     metric: str | tuple[str, ...] = "attack/success"
     direction: Direction | tuple[Direction, ...] = "maximize"
     constraints: dict[str, str] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
+    threat: dict[str, Any] = Field(default_factory=dict)
     pruner: Literal["auto", "halving", "median", "hyperband", "wilcoxon", "none"] = "auto"
     seeds: tuple[Seed, ...] = ()
     against: str | None = None
     worst: WorstCase | None = None
     warm_start: int = Field(default=1, ge=0)
     confirm_seeds: tuple[Seed, ...] = Field(default=(1001, 1002, 1003), min_length=1)
+    runners_up: int = Field(default=0, ge=0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; without `worst` where there is none, as searches were before there was any."""
-        return without_none(self, "worst")
+        """Plain values; without settings that are not used and that earlier searches did not have."""
+        return without_empty(self, "worst", "minutes", "threat", "runners_up")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -223,6 +239,8 @@ class SweepSettings(Settings):
                         f"a search varies what changes the result of a run; {', '.join(NOT_SEARCHED)} say how it is "
                         "repeated, measured or kept"
                     )
+                if path == "attack" and given in ALL_ATTACKS:
+                    continue
                 try:
                     span = as_span(given)
                 except ValueError as error:
@@ -230,6 +248,13 @@ class SweepSettings(Settings):
                 names = isinstance(span, Choice) and all(isinstance(name, str) for name in span.values)
                 if path == "attack" and not names:
                     raise ConfigError(f"an attack is chosen among names, got {excerpt(given)}")
+        return value
+
+    @field_validator("threat")
+    @classmethod
+    def _of_every_attack(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(set(value) - set(THREAT)):
+            raise ValueError(f"holds {', '.join(THREAT)}, got {', '.join(unknown)}")
         return value
 
     @field_validator("constraints")

@@ -41,6 +41,9 @@ def check_server(federation: "Federation") -> None:
     refuse_absent_attackers(federation.experiment)
     for caution in attack_cautions(federation.experiment):
         say_once(caution)
+    attack = federation.experiment.attack
+    if attack and (expense := attack.expense(federation.experiment)):
+        say_once(f"attack {attack.name} costs, in every attacked round, {expense}")
     rule = federation.experiment.aggregator
     for caution in rule.cautions(federation.experiment.participation.per_round(len(federation.assignment))):
         warnings.warn(caution, stacklevel=3)

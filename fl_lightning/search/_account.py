@@ -91,6 +91,10 @@ def in_words(run: Run, experiment: Experiment, outcome: "SweepOutcome") -> Itera
         number = f"[#{winner['number']}]({_link(run, winner)})"
         figures = ", ".join(shown(value) for value in winner["values"] or ())
         yield f"Winner: trial {number} with {settings}; in the search it had {figures}, which is optimistic."
+    if behind := [f"`{one.arm}` by {one.behind}" for one in outcome.runners_up if one.behind]:
+        yield f"Behind the winner on the unseen seeds: {', '.join(behind)}."
+    if outcome.untried:
+        yield f"Never tried, for want of time: {', '.join(outcome.untried)}."
     first = [row for row in outcome.trials if row["run_id"]][:COMPARED]
     links = [f"[all runs]({tracking.below_link(run, '')})"]
     if len(first) > 1:
@@ -118,6 +122,13 @@ def search_page(study: optuna.Study, experiment: Experiment, outcome: "SweepOutc
         Section("What came out", (text(verdict(experiment, outcome)), text(_again(run)))),
         Section("Trials", (table(["trial", *metrics, "state", *paths], rows),)),
     ]
+    if behind := [one for one in outcome.runners_up if one.behind]:
+        head = ["runner-up", "trials", f"{metrics[0]} in the search", *metrics, "behind the winner by"]
+        body = [
+            [one.arm, one.trials, one.searched, *(str(one.confirmed[name]) for name in metrics), str(one.behind)]
+            for one in behind
+        ]
+        sections.append(Section("Runners-up on the unseen seeds", (table(head, body),)))
     sections += [Section(title, (widget(html),)) for title, html in moving_pictures(study, metrics)]
     return page(f"Search: {tracking.registered_name(experiment)}", sections, SCRIPTED)
 

@@ -12,9 +12,12 @@ from fl_lightning.attacks import Attack, Choice
 from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, excerpt, suggest
 from fl_lightning.registry import flatten, registry
-from fl_lightning.search._space import NOTHING, Space, Span, changes, component_name, slot_of, tunables
+from fl_lightning.search._space import KEPT, NOTHING, Space, Span, changes, component_name, slot_of, threat, tunables
 
-__all__ = ["check_first", "configured", "enqueue_first", "given", "rank"]
+__all__ = ["ASKED", "check_first", "configured", "enqueue_first", "given", "rank"]
+
+ASKED = "asked"
+"""Attribute of a trial of what is configured: the parameters that it gives values; all others stay as they are configured."""
 
 
 def configured(experiment: Experiment, space: Space) -> list[dict[str, Any]]:
@@ -65,14 +68,14 @@ def _as_configured(name: str) -> dict[str, Any]:
 def check_first(experiment: Experiment, space: Space) -> None:
     """Raise ConfigError where what is configured cannot be tried."""
     for params in configured(experiment, space):
-        fitted(experiment, space, params)
+        fitted(experiment, space, params, as_configured=True)
 
 
 def enqueue_first(study: optuna.Study, storage: str, experiment: Experiment, space: Space) -> None:
     """Have a new study try first what is configured, then the newest `sweep.warm_start` winners."""
     tried = configured(experiment, space)
     for params in tried:
-        study.enqueue_trial(params)
+        study.enqueue_trial(params, user_attrs={ASKED: list(params)})
     left = experiment.sweep.warm_start
     for earlier in earlier_studies(study, storage) if left else ():
         try:
@@ -137,8 +140,10 @@ def winner(study: optuna.Study) -> dict[str, Any]:
     return dict(min(complete, key=lambda trial: rank(study, trial)).params)
 
 
-def fitted(experiment: Experiment, space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the parameters that the space holds.
+def fitted(
+    experiment: Experiment, space: Space, params: Mapping[str, Any], as_configured: bool = False
+) -> dict[str, Any]:
+    """Those of the parameters that the space holds; the others have any value of theirs, or stay as they are configured.
 
     Raises:
         ConfigError: together they make no valid experiment.
@@ -149,9 +154,11 @@ def fitted(experiment: Experiment, space: Space, params: Mapping[str, Any]) -> d
         if span.holds(params.get(name)):
             kept[name] = params[name]
             return params[name]
+        if as_configured:
+            return KEPT
         return span.values[0] if isinstance(span, Choice) else int(span.low) if span.integer else span.low
 
-    experiment.override(changes(space, ask))
+    experiment.override(changes(space, ask) | threat(experiment))
     return kept
 
 

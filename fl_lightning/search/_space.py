@@ -9,7 +9,19 @@ from fl_lightning.config import Experiment
 from fl_lightning.errors import ConfigError, errors_under
 from fl_lightning.registry import named_config, registry, tunables
 
-__all__ = ["NOTHING", "Ask", "Space", "Span", "changes", "search_space", "shown", "slot_of", "tunables"]
+__all__ = [
+    "KEPT",
+    "NOTHING",
+    "Ask",
+    "Space",
+    "Span",
+    "changes",
+    "search_space",
+    "shown",
+    "slot_of",
+    "threat",
+    "tunables",
+]
 
 Span = Tunable | Choice
 Space = Mapping[str, Span]
@@ -51,24 +63,33 @@ def changes(space: Space, ask: Ask) -> dict[str, Any]:
 
     Args:
         space: ranges by dotted path.
-        ask: draws a value; called once a parameter.
+        ask: draws a value; called once a parameter. `KEPT`: what is configured stays.
     """
     drawn: dict[str, Any] = {}
     for path, span in space.items():
         value, slot = ask(path, span), slot_of(path)
-        if value == NOTHING and slot in ("defense", "pre_aggregator"):
+        if value is KEPT or (value == NOTHING and slot in ("defense", "pre_aggregator")):
             continue
         drawn[path] = value
         if slot in ("attack", "aggregator", "defense") and isinstance(value, str):
             before = value if slot == "attack" else f"{path}.{value}"
             own = tunables(registry(slot)[component_name(value, slot)])
-            drawn |= {f"{path}.{field}": ask(f"{before}.{field}", inner) for field, inner in own.items()}
+            fields_drawn = {f"{path}.{field}": ask(f"{before}.{field}", inner) for field, inner in own.items()}
+            drawn |= {name: value for name, value in fields_drawn.items() if value is not KEPT}
     if "aggregator.pre" in drawn:
         drawn["aggregator.pre"] = steps(str(drawn["aggregator.pre"]), drawn.get("aggregator"))
     return drawn
 
 
+def threat(experiment: Experiment) -> dict[str, Any]:
+    """Changes that give whatever attack is tried the threat model and objective of `sweep.threat`; none if that is empty."""
+    return {f"attack.{name}": value for name, value in experiment.sweep.threat.items()}
+
+
 NOTHING = "none"
+
+KEPT = object()
+"""Drawn for a parameter that a trial leaves as it is configured."""
 
 
 def slot_of(path: str) -> str | None:

@@ -17,14 +17,11 @@ from fl_lightning.config import Experiment, Tracking
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start, end_abandoned
 from fl_lightning.search import _storage as studies
+from fl_lightning.search._bandit import Bandit
 from fl_lightning.search._cmaes import CmaEs
+from fl_lightning.search._ended import was_killed
 from fl_lightning.search._pruning import pruner
 from fl_lightning.search._space import Space
-
-DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Task:
         space: what is searched, as `search_space` gives it.
         label: the name that the experiment was started by.
         run_id: MLflow run of the study; empty until it has one.
+        workers: how many work on it.
     """
 
     name: str
@@ -46,6 +44,7 @@ class Task:
     space: Space
     label: str
     run_id: str = ""
+    workers: int = 1
 
     @property
     def warmups(self) -> Path:
@@ -69,10 +68,6 @@ class Task:
             return study
 
 
-def feasible(trial: FrozenTrial) -> bool:
-    return all(missed <= 0 for missed in trial.constraints.values())
-
-
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # It would print the traceback of every trial that came to nothing: the workers say the reason in one line.
@@ -81,17 +76,10 @@ def quiet() -> None:
 
 
 def study_digest(experiment: Experiment) -> str:
-    """Identifies a study: everything but how many trials it gets, by how many workers, and what is kept of them."""
-    settings, tracked = replace(experiment.sweep, trials=1, jobs=1), Tracking(experiment=experiment.tracking.experiment)
+    """Identifies a study: everything but how many trials it gets, by how many workers, and what is kept and confirmed of them."""
+    settings = replace(experiment.sweep, trials=1, minutes=None, jobs=1, runners_up=0)
+    tracked = Tracking(experiment=experiment.tracking.experiment)
     return experiment.model_copy(update={"sweep": settings, "tracking": tracked}).digest()[:8]
-
-
-def was_killed(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and "error" not in trial.user_attrs
-
-
-def killed(trials: list[FrozenTrial]) -> int:
-    return sum(map(was_killed, trials))
 
 
 PLACE = "fl_lightning:place"
@@ -164,6 +152,7 @@ def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
         "cmaes": lambda: CmaEs(seed=seed),
+        "bandit": lambda: Bandit(seed),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
     }
     return made[name]()

@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -29,12 +29,15 @@ from fl_lightning.registry import refuse_unreachable, to_plain
 from fl_lightning.search import _storage as studies
 from fl_lightning.search._account import tell
 from fl_lightning.search._cmaes import check_sampler
+from fl_lightning.search._ended import MEASURED, feasible
 from fl_lightning.search._first_trials import check_first, enqueue_first, given, rank
+from fl_lightning.search._fitting import all_that_fit
 from fl_lightning.search._pictures import pictures
 from fl_lightning.search._reported import check_reported
-from fl_lightning.search._space import search_space
+from fl_lightning.search._runners_up import RunnerUp, runners_up, untried
+from fl_lightning.search._space import search_space, threat
 from fl_lightning.search._storage import studies_url
-from fl_lightning.search._study import MEASURED, Task, end_killed, feasible, quiet, study_digest
+from fl_lightning.search._study import Task, end_killed, quiet, study_digest
 from fl_lightning.search._trials import Watcher, score
 from fl_lightning.search._workers import Progress, run_trials
 from fl_lightning.tracking import find
@@ -61,6 +64,8 @@ class SweepOutcome(runs.Shown):
         gain: winner minus what is configured, paired by seed, in the first metric; positive is better.
         registered_model: `name/version` of the winner's poisoned model, or None.
         rounds_saved: share of the rounds of all trials that pruning and shared warm-up did not run.
+        runners_up: the other choices of what is searched first, such as of attacks, the next best first.
+        untried: choices that no trial was begun with.
     """
 
     run_id: str
@@ -73,6 +78,8 @@ class SweepOutcome(runs.Shown):
     gain: Interval
     registered_model: str | None
     rounds_saved: float
+    runners_up: list[RunnerUp] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
 
     @property
     def what(self) -> str:
@@ -159,6 +166,7 @@ def _searched(
         experiment = experiment.override({"attack": attack and attack.to_dict()})
     if experiment.sweep.worst and not experiment.evaluation.worst:
         experiment = experiment.override({"attack": None, "evaluation.worst": to_plain(experiment.sweep.worst)})
+    experiment = all_that_fit(experiment)
     if experiment.sweep.jobs != 1:
         refuse_unreachable(experiment)
     check_sampler(experiment.sweep.sampler)
@@ -228,6 +236,7 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     searched = dict(zip(settings.metrics, winner.values, strict=True)) if feasible(winner) else None
     drawn = winner.user_attrs["changes"]
     configured = {} if experiment.attack or "attack" not in drawn else {"attack": drawn["attack"]}
+    configured |= threat(experiment)
     # The model of an attack that a search made weak is nothing to look for in the registry.
     keep = experiment.tracking.models and experiment.tracking.register != "never"
     register = "always" if keep and settings.directions[0] == "maximize" else "never"
@@ -236,6 +245,11 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
     first = settings.metrics[0]
     better = 1 if settings.directions[0] == "maximize" else -1
     gain = interval([better * (a - b) for a, b in zip(confirmed[first], default[first], strict=True)])
+
+    def confirm(changes: Mapping[str, Any], who: str) -> Mapping[str, Sequence[float]]:
+        return _confirm(task, experiment, changes, watch, who, "never")[0]
+
+    others = runners_up(study, task.space, settings, winner, confirmed[first], confirm)
     rounds = sum(trial.user_attrs.get("rounds", 0) for trial in measured)
     outcome = SweepOutcome(
         run_id=task.run_id,
@@ -248,6 +262,8 @@ def _conclude(task: Task, study: optuna.Study, watch: runs.Watch) -> SweepOutcom
         gain=gain,
         registered_model=registered,
         rounds_saved=1 - rounds / (experiment.planned_rounds * max(1, len(settings.seeds)) * len(measured)),
+        runners_up=others,
+        untried=untried(study, task.space),
     )
     store.log_text(task.run_id, json.dumps(asdict(outcome) | {"verdict": outcome.verdict}, indent=1), "search.json")
     store.log_text(task.run_id, dump(experiment.override(drawn | {"sweep": {}})), "winner.yaml")

@@ -14,7 +14,8 @@ from fl_lightning.errors import ConfigError, suggest
 from fl_lightning.federation import Federation, RoundReport
 from fl_lightning.metrics import bounds, interval
 from fl_lightning.runs import attack_start
-from fl_lightning.search._space import Ask, Span, changes
+from fl_lightning.search._first_trials import ASKED
+from fl_lightning.search._space import KEPT, Ask, Span, changes, threat
 from fl_lightning.search._study import Task
 
 FAR = 1e9
@@ -79,9 +80,12 @@ class Watcher:
 
 
 def ask(trial: Trial) -> Ask:
-    """Draws from Optuna."""
+    """Draws from Optuna; a trial of what is configured leaves what lies outside of the ranges as it is."""
+    asked = trial.user_attrs.get(ASKED)
 
     def draw(name: str, span: Span) -> Any:
+        if asked is not None and name not in asked:
+            return KEPT
         if isinstance(span, Choice):
             return trial.suggest_categorical(name, list(span.values))
         if span.integer:
@@ -115,7 +119,7 @@ def run_trial(trial: Trial, task: Task) -> float | Sequence[float]:
 def _run_trial(trial: Trial, task: Task) -> float | Sequence[float]:
     """One trial: a tracked child run of the study, or one with a child a seed."""
     settings = task.experiment.sweep
-    drawn = changes(task.space, ask(trial))
+    drawn = changes(task.space, ask(trial)) | threat(task.experiment)
     trial.set_user_attr("changes", drawn)
     own: dict[str, Any] = {"tracking.register": "never", "evaluation.twin": False}
     if task.experiment.tracking.models == "winners":

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
@@ -13,7 +14,9 @@ from optuna.trial import TrialState
 from fl_lightning import tracking
 from fl_lightning.parallel import Jobs, share_cores, side_by_side
 from fl_lightning.parallel import _ray as cluster
-from fl_lightning.search._study import DONE, MEASURED, PLACE, Task, feasible, killed, quiet, was_killed
+from fl_lightning.search._budget import expected_trials, used_up
+from fl_lightning.search._ended import DONE, MEASURED, feasible, killed, was_killed
+from fl_lightning.search._study import PLACE, Task, quiet
 from fl_lightning.search._trials import TrialFailedError, run_trial
 
 REFUSALS = 3
@@ -38,12 +41,19 @@ def _run_missing(task: Task, study: optuna.Study, progress: Progress) -> None:
     if not missing:
         return
     workers = min(missing, cluster.processors() if search.jobs == "ray" else search.jobs)
+    if used_up(search, trials, workers):
+        return
+    task = replace(task, workers=workers)
+
+    def told() -> None:
+        progress(study, expected_trials(search, study.get_trials(deepcopy=False), workers))
+
     if search.jobs == "ray":
-        _side_by_side(task, "ray", workers, lambda: progress(study, search.trials))
+        _side_by_side(task, "ray", workers, told)
     elif workers == 1:
-        _work(task, lambda: progress(study, search.trials))
+        _work(task, told)
     else:
-        _side_by_side(task, workers, workers, lambda: progress(study, search.trials))
+        _side_by_side(task, workers, workers, told)
 
 
 def _side_by_side(task: Task, jobs: Jobs, workers: int, progress: Callable[[], None]) -> None:
@@ -77,6 +87,8 @@ def _work(task: Task, progress: Callable[[], None]) -> None:
         progress()
         trials = study.get_trials(deepcopy=False)
         if sum(trial.state != TrialState.WAITING for trial in trials) >= settings.trials + killed(trials):
+            return
+        if used_up(settings, trials, task.workers):
             return
         begun: list[int] = []
 

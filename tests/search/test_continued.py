@@ -13,8 +13,9 @@ from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
 from fl_lightning.search import _trials as trials
 from fl_lightning.search import search_space, studies_url, sweep
+from fl_lightning.search._ended import killed
 from fl_lightning.search._reported import check_reported
-from fl_lightning.search._study import Placed, Task, end_killed, killed
+from fl_lightning.search._study import Placed, Task, end_killed
 from fl_lightning.search._trials import FAR, violations
 from fl_lightning.search._workers import log_course
 
@@ -31,28 +32,36 @@ def draw(trial: optuna.Trial) -> float:
     return (x - 0.3) ** 2 + (y - 0.6) ** 2
 
 
+def draw_arm(trial: optuna.Trial) -> float:
+    arm = trial.suggest_categorical("arm", ["left", "middle", "right"])
+    return {"left": 0.1, "middle": 0.0, "right": 0.5}[str(arm)] + trial.suggest_float(f"{arm}.x", 0, 1) ** 2
+
+
+GIVEN: dict[Any, dict[str, Any]] = {draw: {"x": 0.5, "y": 0.5}, draw_arm: {"arm": "right", "right.x": 0.5}}
+
+
 def study(folder: Path, name: str, kind: str) -> optuna.Study:
     url = f"sqlite:///{folder / 'optuna.db'}"
     return optuna.create_study(storage=url, study_name=name, sampler=Placed(kind, 3, url), load_if_exists=True)
 
 
-@pytest.mark.parametrize("kind", ["random", "tpe"])
+@pytest.mark.parametrize(("kind", "objective"), [("random", draw), ("tpe", draw), ("bandit", draw_arm)])
 def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
-    runs_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    runs_folder: Path, kind: str, objective: Any, monkeypatch: pytest.MonkeyPatch
 ):
     runs_folder.mkdir()
     monkeypatch.setattr(tracking, "end_children", lambda *_: [])
     monkeypatch.setattr(tracking, "take_back", lambda *_: None)
     whole = study(runs_folder, "whole", kind)
-    whole.enqueue_trial({"x": 0.5, "y": 0.5})
-    whole.optimize(draw, n_trials=9)
+    whole.enqueue_trial(GIVEN[objective])
+    whole.optimize(objective, n_trials=9)
     broken = study(runs_folder, "broken", kind)
     broken.set_user_attr("run_id", "r")
-    broken.enqueue_trial({"x": 0.5, "y": 0.5})
+    broken.enqueue_trial(GIVEN[objective])
     for done in (0, 3, 2, 4):  # each time the process is killed in the middle of a trial, the first time of a given one
         again = study(runs_folder, "broken", kind)
-        again.optimize(draw, n_trials=done)
-        draw(again.ask())
+        again.optimize(objective, n_trials=done)
+        objective(again.ask())
         end_killed(again)
     assert killed(broken.get_trials()) == 4
 
@@ -60,7 +69,7 @@ def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
         return [trial.params for trial in one.get_trials(states=(optuna.trial.TrialState.COMPLETE,))]
 
     assert drawn(study(runs_folder, "broken", kind)) == drawn(whole)
-    assert len({params["x"] for params in drawn(whole)}) == 9
+    assert len({tuple(params.values()) for params in drawn(whole)}) == 9
 
 
 def test_points_that_a_killed_search_did_not_log_are_logged_once(tiny: Any, store_folder: Path):

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,18 @@ def run_folder(run_id: str) -> Path:
     return runs_folder() / "state" / run_id
 
 
-def end_abandoned(parent: str) -> None:
-    """End what killed processes have left RUNNING under a run, and take away what nobody will continue from."""
-    for run_id in tracking.end_children(parent, "KILLED", "its process was killed"):
+def end_abandoned(parent: str, trials: Sequence[int] = ()) -> None:
+    """End what killed processes have left RUNNING under a run, and take away what nobody will continue from.
+
+    Args:
+        parent: the run.
+        trials: numbers of trials that were killed, though their runs may have come to their end.
+    """
+    abandoned = tracking.end_children(parent, "KILLED", "its process was killed")
+    if trials:
+        why = "its process was killed before the search took its figure"
+        abandoned += tracking.take_back(parent, [f"#{number}" for number in trials], why)
+    for run_id in abandoned:
         shutil.rmtree(run_folder(run_id), ignore_errors=True)
 
 

@@ -216,6 +216,7 @@ def finished_outcome(run_id: str) -> Outcome:
             f"run {run_id} is {found.info.status} and {run_folder(run_id)} is not here: "
             "resume it on the machine and in the folder where it was started"
         )
+    shutil.rmtree(run_folder(run_id), ignore_errors=True)  # of a process that was killed while it tidied up
     last = tracking.last_step(store, run_id)
     return Outcome(
         run_id,

@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fl_lightning import tracking
 from fl_lightning.config import Experiment, Tracking
 from fl_lightning.paths import runs_folder
 from fl_lightning.runs import attack_start, end_abandoned
@@ -137,12 +136,7 @@ def end_killed(study: optuna.Study) -> None:
         if fixed := trial.system_attrs.get("fixed_params"):  # it was not drawn: the next one would be
             study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
         study.tell(trial.number, state=TrialState.FAIL)
-    end_abandoned(study.user_attrs["run_id"])
-    if running:
-        names = [f"#{trial.number}" for trial in running]
-        tracking.take_back(
-            study.user_attrs["run_id"], names, "its process was killed before the search took its figure"
-        )
+    end_abandoned(study.user_attrs["run_id"], [trial.number for trial in running])
 
 
 def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

@@ -400,12 +400,14 @@ def end_children(run_id: str, status: str, reason: str) -> list[str]:
     return ended
 
 
-def take_back(run_id: str, names: Sequence[str], reason: str) -> None:
-    """Runs of trials came to their end, and their search has never heard of it: they will be run again, and count as KILLED."""
+def take_back(run_id: str, names: Sequence[str], reason: str) -> list[str]:
+    """Runs of trials whose end their search has never heard of are run again, and count as KILLED; returns their ids."""
     store = client()
-    for run in nested(store, run_id, " AND tags.`fl.kind` = 'trial' AND attributes.status = 'FINISHED'"):
-        if str(run.info.run_name).split(" ")[0] in names:
-            end_run(store, run.info.run_id, "KILLED", reason)
+    ended = nested(store, run_id, " AND tags.`fl.kind` = 'trial' AND attributes.status = 'FINISHED'")
+    unheard = [run.info.run_id for run in ended if str(run.info.run_name).split(" ")[0] in names]
+    for one in unheard:
+        end_run(store, one, "KILLED", reason)
+    return unheard
 
 
 class Point(NamedTuple):

@@ -91,6 +91,10 @@ def test_a_run_that_was_deleted_is_restored_and_one_that_is_gone_is_told(tiny: C
     store.delete_run(folder.name)
     assert runs.resume(folder.name).rounds == 3
     assert store.get_run(folder.name).info.lifecycle_stage == "active"
+    folder.mkdir()  # killed while it tidied up
+    (folder / "journal.jsonl").touch()
+    assert runs.resume(folder.name).rounds == 3
+    assert not folder.exists()
     other = interrupted(light(tiny))
     other.rename(other.with_name("f" * 32))
     with pytest.raises(ConfigError, match="only its state is here: put its database back"):

@@ -223,6 +223,14 @@ def test_an_unknown_run_and_a_run_elsewhere(tiny):
     store.log_metric(run_id, "global/accuracy", 0.5)
     with pytest.raises(ConfigError, match="resume it on the machine"):
         runs.resume(run_id)
+    early = tracking.create_run(store, tiny(), "early", "seeds")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="had not begun when its process was killed: give its command again"):
+            runs.resume(early)
+    crossing = tracking.create_run(store, tiny(), "crossing", "campaign")
+    with pytest.raises(ConfigError, match="is a campaign of several runs: give its command again"):
+        runs.resume(crossing)
+    assert store.get_run(crossing).info.status == "RUNNING"  # by a process that may well be at work
 
 
 def test_bad_input_leaves_no_run_behind(tiny):

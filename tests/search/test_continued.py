@@ -11,6 +11,7 @@ import pytest
 
 from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
+from fl_lightning.runs import run_folder
 from fl_lightning.search import _trials as trials
 from fl_lightning.search import search_space, studies_url, sweep
 from fl_lightning.search._ended import killed
@@ -51,7 +52,7 @@ def test_the_draws_of_a_continued_search_are_those_of_an_undisturbed_one(
 ):
     runs_folder.mkdir()
     monkeypatch.setattr(tracking, "end_children", lambda *_: [])
-    monkeypatch.setattr(tracking, "take_back", lambda *_: None)
+    monkeypatch.setattr(tracking, "take_back", lambda *_: [])
     whole = study(runs_folder, "whole", kind)
     whole.enqueue_trial(GIVEN[objective])
     whole.optimize(objective, n_trials=9)
@@ -84,8 +85,10 @@ def test_points_that_a_killed_search_did_not_log_are_logged_once(tiny: Any, stor
     draw(one.ask())  # and another time in the middle of a trial
     left = tracking.create_run(store, experiment, "#2 0.9", "trial", run_id)
     tracking.end_run(store, left, "FINISHED")  # after its run had come to its end
+    run_folder(left).mkdir(parents=True)
     end_killed(one)
     assert store.get_run(left).info.status == "KILLED"
+    assert not run_folder(left).exists()
     one.optimize(draw, n_trials=1)
     for _ in range(2):
         log_course(task, one)

@@ -83,7 +83,7 @@ class Check:
 
     def lines(self) -> list[str]:
         """What happened, for people."""
-        first = f"{len(self.reruns)} drawn of {self.fit} records; left out: {_why(self.left_out)}"
+        first = f"{len(self.reruns)} drawn of {self.fit} recorded runs; left out: {_why(self.left_out)}"
         return [first, *map(str, self.reruns)]
 
 
@@ -117,23 +117,34 @@ def check(
 def _fitting(tables: Mapping[str, PaperTable], records: Records, seconds: float) -> tuple[list[Drawn], dict[str, int]]:
     """Records that can be run again here in so many seconds, each once, and how many cannot, by reason."""
     here = tracking.environment()["device"]
-    left_out = dict.fromkeys(
-        ("take longer", "ran on another device", "are of a configuration that no table has today"), 0
-    )
+    unknown, elsewhere = "are of a configuration that no table has today", "ran on another device"
+    left_out: dict[str, set[tuple[str, int]]] = {
+        f"take longer than {seconds:.0f} s": set(),
+        elsewhere: set(),
+        unknown: set(),
+    }
     found: dict[tuple[str, int], Drawn] = {}
     for name, table in tables.items():
         cells = _cells(TableRuns(name, table, records))
         for (config, number), record in sorted(records.of(name).items()):
             if config not in cells:
-                left_out["are of a configuration that no table has today"] += 1
+                left_out[unknown].add(record.key)
             elif record.device != here:
-                left_out["ran on another device"] += 1
+                left_out[elsewhere].add(record.key)
             elif record.seconds > seconds:
-                left_out["take longer"] += 1
+                left_out[f"take longer than {seconds:.0f} s"].add(record.key)
             else:
                 cell, experiment, readings = cells[config]
-                found.setdefault(record.key, Drawn(name, cell, record, one_seed(experiment, number), readings))
-    return list(found.values()), left_out
+                drawn = Drawn(name, cell, record, one_seed(experiment, number), readings)
+                found[record.key] = _both(found[record.key], drawn) if record.key in found else drawn
+    return list(found.values()), {reason: len(keys) for reason, keys in left_out.items()}
+
+
+def _both(first: Drawn, second: Drawn) -> Drawn:
+    """A run that two tables share, with all that either reads of it."""
+    figures = {**second.record.figures, **first.record.figures}
+    record = first.record.model_copy(update={"figures": figures})
+    return first._replace(record=record, readings=(*first.readings, *second.readings))
 
 
 def _cells(runs: TableRuns) -> dict[str, tuple[TableCell, Experiment, tuple[Reading, ...]]]:

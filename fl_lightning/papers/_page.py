@@ -122,4 +122,4 @@ def _machine(records: Iterable[Record]) -> str:
     where = sorted({f"{one.cpu} ({one.threads} threads)" if one.threads > 1 else one.cpu for one in made})
     hours = math.fsum(one.seconds for one in made) / 3600
     revisions = sorted({one.revision[:7] + ("+" if one.revision.endswith("+") else "") for one in made})
-    return f"has {len(made)} records: {hours:.1f} hours of computing on {', '.join(where)}, revision {', '.join(revisions)}."
+    return f"has {len(made)} records: {hours:.1f} hours by the clock, on {', '.join(where)}, revision {', '.join(revisions)}."

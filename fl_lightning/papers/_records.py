@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -106,9 +107,10 @@ class Records:
         return next((record for record in found if wanted <= set(record.figures)), None)
 
     def seconds(self, config: str, device: str, cpu: str) -> float | None:
-        """The longest time that an equal run took on such a machine, whatever its seed; None where there is none."""
+        """The median time that equal runs took on such a machine, whatever their seeds; None where there is none."""
         same = (record for records in self._tables.values() for record in records.values() if record.config == config)
-        return max((one.seconds for one in same if (one.device, one.cpu) == (device, cpu)), default=None)
+        times = [one.seconds for one in same if (one.device, one.cpu) == (device, cpu)]
+        return median(times) if times else None
 
     def add(self, table: str, records: Iterable[Record]) -> None:
         """Put records into the file of a table; figures that an older record of the same run holds besides are kept."""

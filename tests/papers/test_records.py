@@ -174,7 +174,7 @@ def test_records_are_checked_by_running_them_again():
     result = check(tables, 2, records, seed=1)
     assert result.ok
     assert all(rerun.same and rerun.alike for rerun in result.reruns)
-    assert result.lines()[0] == "2 drawn of 4 records; left out: none"
+    assert result.lines()[0] == "2 drawn of 4 recorded runs; left out: none"
     slow, wrong = list(records.of("own:t"))[:2]
     records.add(
         "own:t",
@@ -186,8 +186,14 @@ def test_records_are_checked_by_running_them_again():
     )
     result = check(tables, 9, records, minutes=60)
     assert [rerun.record.key for rerun in result.reruns if not rerun.ok] == [wrong]
-    expected = "3 drawn of 3 records; left out: 1 take longer, 1 are of a configuration that no table has today"
+    expected = "3 drawn of 3 recorded runs; left out: 1 take longer than 400 s, 1 are of a configuration that no table has today"
     assert result.lines()[0] == expected
+    # another table shares the run and reads another figure of it: it is run once, and both are compared
+    records.add("own:other", [records.of("own:t")[wrong].model_copy(update={"figures": {"attack/success": [0.5]}})])
+    other = check(tables | {"own:other": table}, 9, records, minutes=60)
+    assert (other.fit, other.lines()[0]) == (3, expected)
+    shared = next(rerun for rerun in other.reruns if rerun.record.key == wrong)
+    assert set(shared.record.figures) == {"global/accuracy", "attack/success"}
     close = ran(one_seed(cells[0][1], 1)).model_copy(update={"cpu": "another"})
     figures = {"global/accuracy": [one and one + 0.01 for one in close.figures["global/accuracy"]]}
     records.add("own:t", [close.model_copy(update={"figures": figures})])

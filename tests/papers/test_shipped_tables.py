@@ -12,6 +12,8 @@ import yaml
 from fl_lightning.config import Experiment
 from fl_lightning.papers import (
     SIZES,
+    Order,
+    Printed,
     Records,
     SizeName,
     TableCell,
@@ -110,6 +112,22 @@ def test_a_table_says_where_it_is_not_as_the_paper_prints(name: str):
     assert differing == set(about.get("differs", ()))
     for words in about.get("differs", {}).values():
         assert words in SHIPPED[name].setting
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_matters_is_no_more_than_half_of_what_the_paper_prints(name: str):
+    """An order is confirmed only above what matters: the paper's own difference must be able to be."""
+    values = {
+        (own.metric, cell): value
+        for claim in SHIPPED[name].claims()
+        if isinstance(own := claim.rule, Printed) and (value := claim.printed) is not None
+        for cell in claim.cells
+    }
+    for claim in SHIPPED[name].claims():
+        if isinstance(order := claim.rule, Order) and order.matters:
+            high, low = (values.get((order.metric, cell)) for cell in claim.cells)
+            if high is not None and low is not None:
+                assert order.matters <= (high - low) / 2 + 1e-12, claim.id
 
 
 def test_page_and_readme_say_what_the_records_say():

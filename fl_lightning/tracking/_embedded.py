@@ -48,6 +48,9 @@ PATIENCE_SECONDS = 20.0
 _ready: dict[Path, Path] = {}
 """Databases that this process has opened: as they are named, and where they are read (a copy, where none can write)."""
 
+_seen: set[str] = set()
+"""Databases that this process has seen with something in them."""
+
 _latest: list[Path] = []
 """The database that was opened last."""
 
@@ -68,9 +71,17 @@ def file_of(path: str | Path) -> tuple[int, int] | None:
 @event.listens_for(Pool, "connect")
 def _remember(connection: Any, record: Any) -> None:
     """Remember which file a connection to SQLite has opened: it goes on with that one, though it be deleted."""
-    if isinstance(connection, sqlite3.Connection):
-        path = connection.execute("PRAGMA database_list").fetchone()[2]
-        record.info["file"] = path, file_of(path) if path else None
+    path = (
+        connection.execute("PRAGMA database_list").fetchone()[2] if isinstance(connection, sqlite3.Connection) else ""
+    )
+    if not path:
+        return
+    record.info["file"] = path, file_of(path)
+    if os.path.getsize(path):
+        _seen.add(path)
+    elif path in _seen:  # SQLite has just made an empty one in its place
+        os.unlink(path)
+        raise _deleted(path)
 
 
 @event.listens_for(Pool, "checkout")
@@ -79,11 +90,15 @@ def _check(connection: Any, record: Any, proxy: Any) -> None:
     path, opened_file = record.info.get("file", ("", None))
     now = file_of(path) if opened_file else None
     if opened_file and now is None:
-        raise StoreError(
-            f"{path} was deleted while this process worked with it: put it back, or begin again with a new one"
-        )
+        raise _deleted(path)
     if now != opened_file:
         raise DisconnectionError(f"{path} was replaced")
+
+
+def _deleted(path: str) -> StoreError:
+    return StoreError(
+        f"{path} was deleted while this process worked with it: put it back, or begin again with a new one"
+    )
 
 
 def database_of(uri: str) -> Path:

@@ -199,6 +199,7 @@ class TrackingGoneError(ConnectionError):
         if any(words in str(cause) for words in ("was deleted while", f"id={run_id} not found")):
             what, first = "has not this run any more", "Put its database back, or run config.yaml there anew; else: "
         self._made_of = (run_id, rounds, folder, str(cause))
+        cause = next(iter(str(cause).splitlines()), "")
         super().__init__(
             f"MLflow at {tracking_uri()} {what} ({cause}); {rounds} rounds of metrics are kept in {folder}. "
             f"{first}Deliver them with: fl-lightning run --resume {run_id}"

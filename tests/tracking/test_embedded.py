@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_alembic_config, create_sqlalchemy_engine
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+from sqlalchemy import NullPool, create_engine
 
 from fl_lightning import tracking
 from fl_lightning.errors import ConfigError
@@ -175,7 +176,11 @@ def test_a_database_that_is_deleted_or_replaced_while_a_process_goes_on(store_fo
     database = store_folder / "mlflow.db"
     store = tracking.client()
     run_id = store.create_run("0").info.run_id
+    another = create_engine(f"sqlite:///{database}", poolclass=NullPool)
+    another.connect().close()
     database.unlink()
+    with pytest.raises(StoreError, match="was deleted while"):
+        another.connect()
     with pytest.raises(
         MlflowException, match=r"mlflow.db was deleted while this process worked with it: put it back[^\n]*$"
     ):

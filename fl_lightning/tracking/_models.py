@@ -104,6 +104,7 @@ def log_model(store: MlflowClient, run_id: str, federation: Federation, model: S
             signature=infer_signature(arrays(example), scores.cpu().numpy()),
             **_format(arrays(example)),
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+            serialization_format="pt2",  # no pickle, which older versions of MLflow would write by default
         )
         store.log_model_artifacts(logged.model_id, str(saved))
         store.finalize_logged_model(logged.model_id, "READY")

@@ -39,6 +39,12 @@ def lines() -> list[str]:
             f"{cnn['sequential'] / cnn['by hand']:.2f} times the time of a loop by hand",
         ),
     ]
+    own = ", ".join(
+        f"{row['module loop'] / row['by hand']:.2f} ({row['module']})" for row in figures("modules")["seconds"]
+    )
+    table.append(
+        ("Clients that are a user's LightningModules, over a Lightning loop by hand", f"{own} times its CPU time")
+    )
     for row in rules["seconds"]:
         if row["dimension"] == TALL and row["rule"] != "mean":
             others = [

@@ -1,6 +1,7 @@
 """The documentation says what is true: tables follow from the registry, citations exist, code blocks run."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -107,3 +108,23 @@ def test_misspelt_metrics_have_no_meaning():
     assert meaning("attack/success") == GLOSSARY["attack/success"]
     assert meaning("attack/sucess/x") is None
     assert meaning("globl/accuracy") is None
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FL_LIGHTNING_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("FL_LIGHTNING_DATA", str(tmp_path / "data"))
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebooks)
+    copied = tmp_path / "own-model.ipynb"
+    kept = (ROOT / "docs" / "tutorials" / "own-model.ipynb").read_text()
+    copied.write_text(kept)
+    monkeypatch.setattr(sys.modules["__main__"], "LoanClassifier", None, raising=False)
+    again = [cell["outputs"] for cell in notebooks.cells(copied)]
+    before = [cell["outputs"] for cell in json.loads(kept)["cells"] if cell["cell_type"] == "code"]
+    figures = [re.findall(r"<td>(\d\.\d+)</td>", str(outputs)) for outputs in (again, before)]
+    assert figures[0] == figures[1], "run: python docs/notebooks.py docs/tutorials/own-model.ipynb"
+    assert len(figures[0]) > 20

@@ -14,6 +14,7 @@ from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import attacker_client, boost_cautions, replacing_boost
 from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._deep import benign_update
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.attacks._objectives import Objective, TargetSamples
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
@@ -87,5 +88,5 @@ class AlternatingMinimization(Attack):
 
         updates_MD = view.train(view.own_samples, client, made)
         if self.form == "joint":
-            updates_MD = boost * updates_MD
+            updates_MD = scaled(updates_MD, boost, view.flat.trained)
         return Poisoned(updates_MD, metrics={"boost": boost})

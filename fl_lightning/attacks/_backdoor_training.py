@@ -16,6 +16,7 @@ from torch import Tensor
 from fl_lightning import callbacks
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing, as_probabilities, certain, rehearsed
 from fl_lightning.attacks._tunable import Choice, Tunable
@@ -176,19 +177,21 @@ def backdoored(
     return view.train(mixed, client, callbacks, start_D)
 
 
-def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None) -> Tensor:
+def boosted(updates_MD: Tensor, boost: float, max_norm: float | None = None, trained: int | None = None) -> Tensor:
     """The updates times min(boost, max_norm / ||update||): scaled as far as a bound on the norm lets pass (eq. 5).
+
+    Running statistics, the columns from `trained` on, are scaled down with the rest, but never up.
 
     Example:
         >>> boosted(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), boost=2.0, max_norm=5.0)
         tensor([[3.0000, 4.0000],
                 [0.6000, 0.8000]])
     """
+    trained = updates_MD.shape[1] if trained is None else trained
     if max_norm is None:
-        return boost * updates_MD
+        return scaled(updates_MD, boost, trained)
     norms_M1 = updates_MD.norm(dim=1, keepdim=True).clamp(min=torch.finfo(updates_MD.dtype).tiny)
-    scaled_MD: Tensor = updates_MD * (max_norm / norms_M1).clamp(max=boost)
-    return scaled_MD
+    return scaled(updates_MD, (max_norm / norms_M1).clamp(max=boost), trained)
 
 
 def nothing_dirty(view: View) -> int:
@@ -260,4 +263,4 @@ class BackdoorTraining(Rehearsing):
         figures = {"boost": boost, **metrics}
         if without := nothing_dirty(view):
             figures["honest"] = float(without)
-        return Poisoned(boosted(updates_MD, boost, self.max_norm), state, figures)
+        return Poisoned(boosted(updates_MD, boost, self.max_norm, view.flat.trained), state, figures)

@@ -19,6 +19,7 @@ from fl_lightning.attacks._base import Attack, Poisoned
 from fl_lightning.attacks._cmp_blind import adopted, next_step
 from fl_lightning.attacks._cmp_krum import Rehearsal, constrained_descent, shrink_until, toward
 from fl_lightning.attacks._cmp_mean import estimated_benign_sum, replacement
+from fl_lightning.attacks._known_rows import honest_statistics
 from fl_lightning.attacks._objectives import Goal, LabelMap, Objective, Untargeted
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
@@ -129,10 +130,12 @@ class Cmp(Attack):
         """Craft for the rule where it is known, by feedback where it is not."""
         rule = None if view.knowledge == "none" else view.aggregator
         if isinstance(rule, Mean):
-            return self._against_mean(view, state)
-        if isinstance(rule, KrumLike):
-            return self._against_krum(view, state, rule)
-        return self._blind(view, state)
+            sent = self._against_mean(view, state)
+        elif isinstance(rule, KrumLike):
+            sent = self._against_krum(view, state, rule)
+        else:
+            sent = self._blind(view, state)
+        return sent._replace(updates=honest_statistics(view, sent.updates))
 
     def _against_mean(self, view: View, state: State) -> Poisoned:
         """Theorem 1; with partial knowledge weights are known of the own clients only, and P is taken for M / C."""

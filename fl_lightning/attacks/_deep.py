@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import Start, attacker_client, backdoored, boost_cautions, replacing_boost
 from fl_lightning.attacks._base import Poisoned
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.attacks._objectives import Objective, Trigger
 from fl_lightning.attacks._pseudo_rehearsal import Rehearsing
 from fl_lightning.attacks._tunable import Choice, Tunable
@@ -174,7 +175,9 @@ class Deep(Rehearsing):
 
         updates_MD = backdoored(view, self.poison_fraction, client, working, self.start, self.rehearsal)
         displacement = float(updates_MD.norm(dim=1).mean())
-        return Poisoned(boost * updates_MD, metrics={"boost": boost, "displacement": displacement})
+        return Poisoned(
+            scaled(updates_MD, boost, view.flat.trained), metrics={"boost": boost, "displacement": displacement}
+        )
 
     def _curvature(self, view: View) -> Tensor:
         if not self.rho2:

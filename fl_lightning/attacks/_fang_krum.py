@@ -17,6 +17,7 @@ from fl_lightning.aggregators import Bulyan, Krum, MultiKrum
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._fang import Fang
 from fl_lightning.attacks._fang_search import Search, accepted, geometry, search_strength, upper_bound
+from fl_lightning.attacks._known_rows import honest_statistics
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 
@@ -221,4 +222,4 @@ class FangKrum(Fang):
             "copies": float(result.copies),
             "retreat": share,
         }
-        return Poisoned(crafted_D + offsets_MD, metrics=metrics)
+        return Poisoned(honest_statistics(view, crafted_D + offsets_MD), metrics=metrics)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_lightning.attacks._base import Poisoned
 from fl_lightning.attacks._fang import Fang
+from fl_lightning.attacks._known_rows import honest_statistics
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 
@@ -90,4 +91,5 @@ class FangTrimmedMean(Fang):
             near_D, far_D = beyond_spread(view.known_updates, direction_D, self.sigmas)
         crafted_MD = fang_trimmed_mean(near_D, far_D, view.n_malicious, view.generator("interval"))
         crafted_MD[:, direction_D == 0] = 0
+        crafted_MD = honest_statistics(view, crafted_MD)
         return Poisoned(crafted_MD, metrics={"moved": float((direction_D != 0).double().mean())})

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._known_rows import honest_statistics
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
@@ -76,6 +77,6 @@ class Gaussian(Attack):
 
     def poison(self, view: View, state: State) -> Poisoned:
         """Replace the honest updates by noise."""
-        return Poisoned(
-            gaussian(view.own_updates, view.generator("noise"), self.std, mean=self.mean, replace=self.replace)
-        )
+        draws = view.generator("noise")
+        noisy_MD = gaussian(view.own_updates, draws, self.std, mean=self.mean, replace=self.replace)
+        return Poisoned(honest_statistics(view, noisy_MD))

@@ -30,3 +30,29 @@ def with_statistics(view: View, crafted_P: Tensor) -> Tensor:
     """
     statistics = wide(view.own_updates)[:, view.flat.trained :].mean(0)
     return torch.cat([crafted_P, statistics.to(crafted_P).expand(*crafted_P.shape[:-1], -1)], dim=-1)
+
+
+def honest_statistics(view: View, rows_MD: Tensor) -> Tensor:
+    """`[M, D]` the rows with the running statistics of each attacker's own honest update; see `with_statistics`."""
+    trained = view.flat.trained
+    if trained == rows_MD.shape[1]:
+        return rows_MD
+    return torch.cat([rows_MD[:, :trained], view.own_updates[:, trained:].to(rows_MD)], dim=1)
+
+
+def scaled(updates_MD: Tensor, factor: float | Tensor, trained: int) -> Tensor:
+    """`[M, D]` trained updates times a factor; running statistics, the columns from `trained` on, times at most 1.
+
+    Args:
+        updates_MD: `[M, D]` updates.
+        factor: of all rows, or `[M, 1]` one each; at least 0.
+        trained: how many columns, the first ones, are parameters.
+
+    Example:
+        >>> scaled(torch.tensor([[1.0, 2.0, -0.1]]), 5.0, trained=2)
+        tensor([[ 5.0000, 10.0000, -0.1000]])
+    """
+    if trained == updates_MD.shape[1]:
+        return factor * updates_MD
+    capped = factor.clamp(max=1) if isinstance(factor, Tensor) else min(factor, 1.0)
+    return torch.cat([factor * updates_MD[:, :trained], capped * updates_MD[:, trained:]], dim=1)

@@ -17,6 +17,7 @@ from pydantic_core import ArgsKwargs
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.attacks._objectives import LabelMap, Objective, Untargeted
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
@@ -120,7 +121,8 @@ class LabelFlip(Attack):
         """Train on the dirty samples."""
         if self.flip == "objective" and self.share == 1:
             pairs = zip(view.own_samples, view.dirty_samples, strict=True)
-            return Poisoned(self.boost * view.train([self._beside(own, dirty) for own, dirty in pairs]))
+            updates_MD = view.train([self._beside(own, dirty) for own, dirty in pairs])
+            return Poisoned(scaled(updates_MD, self.boost, view.flat.trained))
         shifts: dict[str, int] = dict(state.get("shifts", {}))
         made = view.dirty_samples if self.flip == "objective" else self._relabelled(view, shifts)
         lessons, changed = [], 0
@@ -129,7 +131,8 @@ class LabelFlip(Attack):
             same = len(dirty) == len(own) and alike(lessons[-1].x, own.x)
             changed += int((lessons[-1].y != own.y).sum()) if same else len(dirty)
         figures = {"flipped": changed / sum(map(len, lessons))}
-        return Poisoned(self.boost * view.train(lessons), {"shifts": shifts} if shifts else {}, figures)
+        updates_MD = scaled(view.train(lessons), self.boost, view.flat.trained)
+        return Poisoned(updates_MD, {"shifts": shifts} if shifts else {}, figures)
 
     def _beside(self, own: Samples, dirty: Samples) -> Samples:
         """Where a backdoor makes only some samples dirty, they are learnt beside the clean ones."""

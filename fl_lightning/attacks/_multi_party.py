@@ -18,6 +18,7 @@ from torch import Tensor
 from fl_lightning.aggregators import direct_distances
 from fl_lightning.attacks._backdoor_training import Start, foreseen, mix, start_model
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.attacks._objectives import LabelMap, Objective
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import Knowledge, View
@@ -202,7 +203,8 @@ class MultiParty(Attack):
         metrics["feasible"] = float((threshold is None or reach <= threshold) and not judge(boosts)["excess"])
         if threshold is not None:
             metrics["threshold"] = threshold
-        return Poisoned(torch.tensor(boosts).to(updates_MD)[:, None] * updates_MD, metrics=metrics)
+        factors_M1 = torch.tensor(boosts).to(updates_MD)[:, None]
+        return Poisoned(scaled(updates_MD, factors_M1, view.flat.trained), metrics=metrics)
 
     def _loot(self, view: View) -> Loot:
         """D_tar from all that the attackers know; a sample whose label is to change is never also trained as clean."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from fl_lightning import callbacks
 from fl_lightning.attacks._backdoor_training import attacker_client
 from fl_lightning.attacks._base import Attack, Poisoned
+from fl_lightning.attacks._known_rows import honest_statistics
 from fl_lightning.attacks._tunable import Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.data import Samples
@@ -70,7 +71,7 @@ class Pga(Attack):
         if self.average:
             updates_MD = updates_MD.mean(0).expand_as(updates_MD)
         radius = self._radius(view)
-        return Poisoned(of_length(updates_MD, radius), metrics={"radius": radius})
+        return Poisoned(honest_statistics(view, of_length(updates_MD, radius)), metrics={"radius": radius})
 
     def _climbed(self, own: Samples, dirty: Samples) -> Samples:
         if self.objective.kind == "any" or own.y.is_floating_point():

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fl_lightning.attacks._base import Attack, Poisoned
-from fl_lightning.attacks._known_rows import known_rows
+from fl_lightning.attacks._known_rows import honest_statistics, known_rows
 from fl_lightning.attacks._tunable import Choice, Tunable
 from fl_lightning.attacks._view import View
 from fl_lightning.defenses import State
@@ -55,4 +55,4 @@ class SignFlip(Attack):
         honest_MD = view.own_updates
         if self.of == "mean":
             honest_MD = known_rows(view).mean(0).repeat(view.n_malicious, 1)
-        return Poisoned(sign_flip(honest_MD, self.scale))
+        return Poisoned(honest_statistics(view, sign_flip(honest_MD, self.scale)))

@@ -140,7 +140,7 @@ class ThreeDfed(BackdoorTraining):
         honest_MD = view.own_updates
         pull = [lambda: callbacks.ProximalPull(self.pull, squared=False)] if self.pull else []
         bad_MD = self._scaled(self.trained(view, *pull), honest_MD)
-        rows_MD = boosted(bad_MD, self.boost_in(view), self.max_norm)
+        rows_MD = boosted(bad_MD, self.boost_in(view), self.max_norm, view.flat.trained)
         if self.neurons:
             rows_MD = self._masked(view, rows_MD, bad_MD, len(rows_MD) - decoys, alphas)
         for row in range(len(rows_MD) - decoys, len(rows_MD)):

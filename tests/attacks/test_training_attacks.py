@@ -108,6 +108,7 @@ def test_what_is_flipped_once_stays_flipped():
             generator=lambda purpose, *keys: generator(0, purpose, round, *keys),
             run_generator=lambda purpose, *keys: generator(0, purpose, *keys),
             train=lambda samples: seen.append(samples) or torch.zeros(2, 4),
+            flat=SimpleNamespace(trained=4),
         )
 
     first, second = (attack.poison(view(round), {}) for round in (0, 7))

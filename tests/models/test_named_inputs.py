@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fl_lightning import Experiment, Federation, load
 from fl_lightning.attacks import AttributeTrigger, TokenTrigger, Trigger
+from fl_lightning.attacks._backdoor_training import boosted
+from fl_lightning.attacks._known_rows import scaled
 from fl_lightning.clients import Client, merging_lone
 from fl_lightning.data import Dataset, Named, Samples, alike, chosen_rows, differing, random_inputs
 from fl_lightning.errors import ConfigError
@@ -209,6 +211,37 @@ def test_gradients_leave_running_statistics_alone():
 def test_attacks_that_step_beside_training_do_so_beside_a_module_that_freezes_layers(attack: Any):
     state = Federation(table(attack=attack)).run()
     assert 0 <= state.history[-1]["attack/success"] <= 1
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"name": "label_flip", "boost": 50.0},
+        {"name": "sign_flip", "scale": 50.0},
+        {"name": "gaussian", "std": 5.0},
+        {"name": "model_replacement", "boost": 50.0},
+        {"name": "fang_trimmed_mean"},
+        {"name": "cmp", "knowledge": "full"},
+    ],
+    ids=lambda attack: attack["name"],
+)
+def test_no_attack_pushes_a_running_variance_below_zero(attack: Any):
+    federation = Federation(table(attack=attack, rounds=1))
+    start_D = federation.state.global_D
+    sent = federation.submitted()
+    flat = federation.bench.flat
+    assert flat.trained < flat.dim
+    for update_D in sent.updates_CD[sent.poisoned_C]:
+        variances = flat.split(start_D + update_D)["module.net.2.running_var"]
+        assert float(variances.min()) > 0
+
+
+def test_scaling_leaves_running_statistics():
+    updates_MD = torch.tensor([[1.0, 2.0, -0.1], [1.0, 0.0, 0.2]])
+    assert scaled(updates_MD, 3.0, 3).equal(3 * updates_MD)
+    assert scaled(updates_MD, torch.tensor([[4.0], [0.5]]), 2).equal(torch.tensor([[4.0, 8.0, -0.1], [0.5, 0.0, 0.1]]))
+    short_MD = boosted(updates_MD, 10.0, max_norm=float(updates_MD[1].norm()), trained=2)
+    assert short_MD[1].equal(updates_MD[1])
 
 
 def test_attackers_samples_that_leave_a_batch_of_one_are_merged():

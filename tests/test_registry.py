@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
+from fl_lightning.config import load
 from fl_lightning.errors import ConfigError, suggest
-from fl_lightning.registry import SLOTS, Component, Registry, Slot, registry
+from fl_lightning.references import bibtex
+from fl_lightning.registry import SLOTS, Component, Registry, Slot, parts, registry
 from fl_lightning.registry import _registry as module
 
 
@@ -142,3 +144,9 @@ def test_every_class_is_the_camel_case_of_its_name(slot: str):
 def test_unknown_slot():
     with pytest.raises(ConfigError, match="unknown slot 'agregator'; did you mean 'aggregator'"):
         registry("agregator")
+
+
+def test_a_method_that_settings_make_together_is_cited():
+    """SLSGD is a trimmed mean and a server's step below 1."""
+    assert "xie2019slsgd" in bibtex(parts(load("digits_slsgd")))
+    assert "xie2019slsgd" not in bibtex(parts(load("digits_slsgd").override({"server.lr": 1.0})))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fl_lightning.aggregators import Aggregator, Mean
 from fl_lightning.attacks import Attack
 from fl_lightning.clients import Client, Sgd
+from fl_lightning.config._combined import combined
 from fl_lightning.config._settings import Evaluation, Seed, Stop, SweepSettings, Tracking
 from fl_lightning.data import Data
 from fl_lightning.defenses import Defense
@@ -160,6 +161,11 @@ class Experiment(BaseModel):
         if self.loss is None:  # as configurations were before a loss could be chosen
             del plain["loss"]
         return plain
+
+    @property
+    def combined(self) -> tuple[type, ...]:
+        """Methods that several of its settings make together."""
+        return combined(self)
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """A newly validated experiment with dotted paths changed: `{"attack.boost": 5.0}`.

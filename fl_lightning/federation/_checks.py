@@ -20,6 +20,18 @@ def say_once(what: str) -> None:
     logging.getLogger("fl_lightning").warning("%s", what)
 
 
+EXPENSIVE: set[str] = set()
+"""Attacks whose expense this process has told: the trials of a search differ in the numbers."""
+
+
+def tell_expense(experiment: Experiment) -> None:
+    """Say once for each attack what crafting a round costs, where that is more than a few passes over the updates."""
+    attack = experiment.attack
+    if attack and attack.name not in EXPENSIVE and (expense := attack.expense(experiment)):
+        EXPENSIVE.add(attack.name)
+        say_once(f"attack {attack.name} costs, in every attacked round, {expense}")
+
+
 def check_stop(experiment: Experiment) -> None:
     """Refuse to wait for a figure that no round reports."""
     if experiment.stop is None:
@@ -41,9 +53,7 @@ def check_server(federation: "Federation") -> None:
     refuse_absent_attackers(federation.experiment)
     for caution in attack_cautions(federation.experiment):
         say_once(caution)
-    attack = federation.experiment.attack
-    if attack and (expense := attack.expense(federation.experiment)):
-        say_once(f"attack {attack.name} costs, in every attacked round, {expense}")
+    tell_expense(federation.experiment)
     rule = federation.experiment.aggregator
     for caution in rule.cautions(federation.experiment.participation.per_round(len(federation.assignment))):
         warnings.warn(caution, stacklevel=3)

@@ -26,6 +26,7 @@ def parts(value: Any) -> Iterator[type]:
     if is_dataclass(value):
         inner: Iterable[Any] = [getattr(value, field.name) for field in fields(value)]
     elif isinstance(value, BaseModel):
+        yield from getattr(value, "combined", ())
         inner = [getattr(value, name) for name in type(value).model_fields]
     elif isinstance(value, Mapping):
         inner = value.values()

@@ -26,7 +26,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import Pool
 
-from fl_lightning.errors import ConfigError
+from fl_lightning.errors import ConfigError, excerpt
 from fl_lightning.parallel import in_turn
 
 # Private members of MLflow: it brings a database up to date by a command line only, which asks a person and knows no copy;
@@ -108,6 +108,13 @@ def database_of(uri: str) -> Path:
         ConfigError: a path that cannot be written as a database's address.
     """
     path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if any(
+        "\ud800" <= letter <= "\udfff" for letter in str(path)
+    ):  # how Python shows bytes that the locale cannot read
+        raise ConfigError(
+            f"this locale cannot read the name of the folder {excerpt(str(path))}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or "
+            "FL_LIGHTNING_RUNS to another folder"
+        )
     if "?" in str(path) or unquote(str(path)) != str(path):
         raise ConfigError(
             f"the address of a database can hold neither '?' nor '%' before two digits: {path}; "

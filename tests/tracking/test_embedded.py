@@ -152,6 +152,8 @@ def test_a_damaged_or_locked_store_is_told_in_one_line(store_folder: Path, monke
 def test_a_folder_that_no_address_can_hold_is_refused(folder: str, tmp_path: Path):
     with pytest.raises(ConfigError, match="can hold neither"):
         database_of(f"sqlite:///{tmp_path / folder / 'mlflow.db'}")
+    with pytest.raises(ConfigError, match="this locale cannot read the name of the folder"):
+        database_of(f"sqlite:///{tmp_path / os.fsdecode(bytes([0xFF, 0xC3]))}")
     database_of(f"sqlite:///{tmp_path / '100% of ümlauts #1'}")
 
 

@@ -1,7 +1,10 @@
 """Models of a run: logged in MLflow's format and as safetensors."""
 
+import logging
+import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -92,20 +95,17 @@ def log_model(store: MlflowClient, run_id: str, federation: Federation, model: S
         weights, saved = Path(folder) / f"{name}.safetensors", Path(folder) / "model"
         # Not mlflow.pytorch.log_model: that goes through MLflow's current run, server and experiment, which are the user's.
         logged = store.create_logged_model(store.get_run(run_id).info.experiment_id, name, run_id, tags)
-        mlflow_pytorch().save_model(
-            network.cpu(),
-            str(saved),
-            mlflow_model=Model(
+        about = {
+            "mlflow_model": Model(
                 artifact_path=logged.artifact_location,
                 run_id=run_id,
                 model_uuid=logged.model_id,
                 model_id=logged.model_id,
             ),
-            signature=infer_signature(arrays(example), scores.cpu().numpy()),
-            **_format(arrays(example)),
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            serialization_format="pt2",  # no pickle, which older versions of MLflow would write by default
-        )
+            "signature": infer_signature(arrays(example), scores.cpu().numpy()),
+            "pip_requirements": [f"torch=={torch.__version__.split('+')[0]}"],
+        }
+        _save(network.cpu(), saved, arrays(example), about)
         store.log_model_artifacts(logged.model_id, str(saved))
         store.finalize_logged_model(logged.model_id, "READY")
         store.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
@@ -116,9 +116,25 @@ def log_model(store: MlflowClient, run_id: str, federation: Federation, model: S
     return f"models:/{logged.model_id}"
 
 
-def _format(example: Any) -> dict[str, Any]:
-    """An example of one input, which MLflow also traces; it takes no inputs by name, and keeps such a module as it is."""
-    return {"serialization_format": "pickle"} if isinstance(example, Mapping) else {"input_example": example}
+def _save(network: torch.nn.Module, folder: Path, example: Any, about: dict[str, Any]) -> None:
+    """Write a model in MLflow's format: traced, without any pickle; as it is, where it cannot be traced.
+
+    MLflow traces no inputs by name, and torch not every module, such as one that packs sequences.
+    """
+    save = mlflow_pytorch().save_model
+    if not isinstance(example, Mapping):
+        try:
+            with warnings.catch_warnings():  # torch says this of parts that share memory, such as a frozen backbone's
+                warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+                save(network, str(folder), serialization_format="pt2", input_example=example, **about)
+            return
+        except Exception as error:  # whatever torch.export raises for a foreign module
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = (str(error).splitlines() or [""])[0][:200]
+            logging.getLogger("fl_lightning").warning(
+                "MLflow's copy of the model is pickled, it cannot be traced: %s", reason
+            )
+    save(network, str(folder), serialization_format="pickle", **about)
 
 
 def _logged(store: MlflowClient, run_id: str, name: str) -> str | None:

@@ -1,10 +1,14 @@
 """What one input of a model looks like, kept beside its weights; models with several inputs by name are exported."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from fl_lightning.data import Named
 from fl_lightning.tracking._example import described, numbers_in, shape_and_types, zeros
+from fl_lightning.tracking._models import _save
 
 
 class Masked(nn.Module):
@@ -36,3 +40,19 @@ def test_a_network_with_inputs_by_name_can_be_handed_on():
     program = torch.export.export(Masked().eval(), (x,), dynamic_shapes=({"tokens": batch, "mask": batch},))
     more = zeros({"tokens": (5,), "mask": (5,)}, {"tokens": torch.long, "mask": torch.bool}, 7)
     assert program.module()(more).shape == (7, 2)
+
+
+class Packed(nn.Module):
+    """What torch cannot trace: how much is computed depends on the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(int(x.sum()) + 1, 1)[: len(x)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_that_cannot_be_traced_is_kept_as_it_is(named: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    x = torch.ones(2, 3)
+    example = {"x": x.numpy()} if named else x.numpy()
+    _save(Packed(), tmp_path / "model", example, {"pip_requirements": ["torch"]})
+    assert (tmp_path / "model" / "MLmodel").is_file()
+    assert ("cannot be traced" in caplog.text) is not named

@@ -1,6 +1,6 @@
 """Write the pages that follow from the code: a gallery of every method, the metrics glossary, the slot table of the README.
 
-python docs/generate.py            # docs/methods/*.md, docs/metrics.md, the table in README.md, the index of `fl-lightning list`
+python docs/generate.py            # docs/methods/*.md, metrics.md, beyond.md, the table in README.md, the index of `list`
 python docs/generate.py --check    # exit code 1 where README or index are not what the registry says
 """
 
@@ -50,6 +50,7 @@ def main() -> int:
     for slot in SLOTS:
         (HERE / "methods" / f"{slot}.md").write_text(gallery(slot))
     (HERE / "metrics.md").write_text(glossary())
+    (HERE / "beyond.md").write_text(against_all())
     README.write_text(with_slot_table(README.read_text()))
     FILE.write_text(written(measured()))
     return 0
@@ -90,10 +91,7 @@ def with_slot_table(text: str) -> str:
 def slot_table() -> str:
     """How many components each slot has, and their names."""
     rows = [(slot, registry(slot).names()) for slot in SLOTS]
-    lines = [
-        f"| [{slot}](docs/methods/{slot}.md) | {len(names)} | {' '.join(f'`{name}`' for name in names)} |"
-        for slot, names in rows
-    ]
+    lines = [f"| {slot} | {len(names)} | {' '.join(f'`{name}`' for name in names)} |" for slot, names in rows]
     return "| slot | | components |\n|---|---|---|\n" + "\n".join(lines) + "\n"
 
 
@@ -308,6 +306,31 @@ def in_words(row: Row, attacks: list[str]) -> str:
         f"{row.server}, {PARTITIONS[row.partition]}: stops {', '.join(stopped) or 'none'} of the {len(harmful)} attacks that "
         f"harm the mean; is broken by {', '.join(breaks) or 'none'}; costs {cost}."
     )
+
+
+def against_all() -> str:
+    """All servers against all attacks, a table for each kind of data: first those that fewest attacks break."""
+    attacks = list(load_matrix("defenses_beyond").attacks)
+    parts = ["# Attacks against many servers", how_measured().partition("\n\n")[2].replace("below", "here", 1)]
+    parts.append(
+        "Servers that fewest attacks break stand first, of those the ones that keep more accuracy under their worst attack; "
+        "servers within two hundredths of each other cannot be told apart. Nobody tuned these attacks against a server: "
+        "`fl-lightning sweep` does, and finds stronger ones."
+    )
+    for partition, words in PARTITIONS.items():
+        known = [
+            row for (_, where), row in rows().items() if where == partition and any(one in row.cells for one in attacks)
+        ]
+        lines = [table_line(row, attacks) for row in sorted(known, key=lambda row: standing(row, attacks))]
+        head = f"| server | data | dropped | {NO_ATTACK} | {' | '.join(attacks)} |\n|{'---|' * (len(attacks) + 4)}"
+        parts.append(f"## {words} {{#{partition}}}\n\n" + "\n".join([head, *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def standing(row: Row, attacks: list[str]) -> tuple[int, float]:
+    """How many attacks break a server, and the accuracy that the worst leaves, the larger the smaller."""
+    seen = [attack for attack in attacks if attack in row.cells]
+    return sum(row.broken_by(attack) for attack in seen), -min(row.accuracy(attack) for attack in seen)
 
 
 def glossary() -> str:

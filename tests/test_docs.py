@@ -4,18 +4,23 @@ import importlib.util
 import json
 import re
 import shlex
-import subprocess
-import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
-from fl_lightning.cli import parser
+from fl_lightning.cli import main, parser
+from fl_lightning.config import load
 from fl_lightning.metrics import GLOSSARY, meaning
 from fl_lightning.registry import SLOTS, registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "methods")]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "methods" and path.stem != "beyond"),
+]
 SLOW = {"docs/tracking.md"}
 """Pages whose Python takes more than a few seconds."""
 BIB = (ROOT / "fl_lightning" / "references.bib").read_text()
@@ -94,14 +99,66 @@ def test_commands_in_the_documentation_are_commands(page: Path):
         parser().parse_args(words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_block_is_of_a_kind_that_is_executed_here(page: Path):
+    opened = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
+    assert set(opened) <= {"python", "console", "yaml", "toml", "text"}  # text is no code, or needs another machine
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_targets_of_make_in_the_documentation_exist(page: Path):
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = [line for line in "".join(blocks(page, "console")).splitlines() if line.startswith("$ make ")]
+    targets = {word for line in lines for word in shlex.split(line, comments=True)[2:] if "=" not in word}
+    assert targets <= known
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=named)
+def test_yaml_in_the_documentation_is_an_experiment(page: Path):
+    for block in blocks(page, "yaml"):
+        load(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=named)
+def test_entry_points_in_the_documentation_name_a_slot_and_a_class(page: Path):
+    for block in blocks(page, "toml"):
+        for group, entries in tomllib.loads(block)["project"]["entry-points"].items():
+            assert group.removeprefix("fl_lightning.") in SLOTS
+            for place in entries.values():
+                assert f"class {place.partition(':')[2]}(" in page.read_text()
+
+
+SHORTENED = {
+    "run": ["--fast"],
+    "sweep": ["--fast", "sweep.trials=2", "sweep.confirm_seeds=[1001]"],
+    "matrix": ["--fast"],
+}
+"""What is added to commands outside of the tutorials: synthetic data and few rounds instead of downloads and hours."""
+
+
+def can_run_here(words: list[str]) -> bool:
+    if words[0] == "reproduce" and len(words) > 1:  # hours; tests/papers runs tables with --fast
+        return False
+    return not any("ray" in word.split("=")[-1] for word in words) or find_spec("ray") is not None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "tutorials"], ids=named)
-def test_commands_of_the_tutorials_run(page: Path, tmp_path: Path):
-    for words in commands(page):
-        done = subprocess.run(
-            [sys.executable, "-m", "fl_lightning.cli", *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (words, done.stderr[-2000:])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=named)
+def test_commands_of_the_documentation_run(
+    page: Path, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """NAME and STUDY stand for the model and the study of the command before."""
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, str] = {}
+    for words in filter(can_run_here, commands(page)):
+        added = [] if page.parent.name == "tutorials" else SHORTENED.get(words[0], [])
+        done = main([made.get(word, word) for word in words] + added)
+        told = capsys.readouterr()
+        assert done == 0, (words, told.err[-2000:])
+        for placeholder, line in {"STUDY": r"^study (\S+), run", "NAME": r"^registered: (\S+)/\d"}.items():
+            if found := re.search(line, told.out, re.MULTILINE):
+                made[placeholder] = found[1]
 
 
 def test_misspelt_metrics_have_no_meaning():

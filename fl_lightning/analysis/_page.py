@@ -27,7 +27,7 @@ p { max-width: 48em } .lead { font-size: 1.12em } figure { margin: 1em 0 } figca
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 table { border-collapse: collapse; margin: 1em 0 } a { color: var(--link) }
 td, th { padding: .25em .8em; border-bottom: 1px solid var(--line); text-align: right }
-td:first-child, th:first-child { text-align: left } th { font-weight: 600; vertical-align: bottom }
+td:first-child, th:first-child, .words { text-align: left } th { font-weight: 600; vertical-align: bottom }
 .scroll { overflow-x: auto } .warning { background: #c8321e; color: white; padding: .7em 1em; font-weight: 600 }
 nav a { margin-right: 1.2em; white-space: nowrap } code { background: var(--soft); padding: 0 .2em } summary { cursor: pointer }
 .widget { background: #fff; border-radius: 4px }
@@ -42,6 +42,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SCRIPTED = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """For pages with pictures that answer to the mouse: the scripts that lie in them, and nothing from elsewhere."""
 
+FIGURE = 40
+"""Characters from which on a cell holds a sentence; its column begins at the left."""
+
 TEMPLATES = {
     "page": """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -52,8 +55,9 @@ TEMPLATES = {
 {% endfor %}</body></html>
 """,
     "text": '<p{% if style %} class="{{ style }}"{% endif %}>{{ words }}</p>',
-    "table": '<div class="scroll"><table><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>{% for row in rows %}'
-    "<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div>",
+    "table": '<div class="scroll"><table><tr>{% for cell in head %}'
+    "<th{{ styles[loop.index0] }}>{{ cell }}</th>{% endfor %}</tr>{% for row in rows %}"
+    "<tr>{% for cell in row %}<td{{ styles[loop.index0] }}>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div>",
     "folded": "<details><summary>{{ summary }}</summary>{{ inner }}</details>",
     "picture": '<figure><img src="data:image/svg+xml;base64,{{ source }}" alt="{{ caption }}">'
     "<figcaption>{{ caption }}</figcaption></figure>",
@@ -118,7 +122,9 @@ def text(words: str, style: str = "") -> Piece:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Piece:
     """A table; floats are shown with four digits, None as a dash, and NaN as nothing. Also to be had as CSV."""
     rows = [list(row) for row in rows]
-    made = _piece("table", head=head, rows=[[_cell(cell) for cell in row] for row in rows])
+    wordy = [any(isinstance(row[at], str) and len(row[at]) > FIGURE for row in rows) for at in range(len(head))]
+    styles = [Markup(' class="words"') if one else "" for one in wordy]
+    made = _piece("table", head=head, styles=styles, rows=[[_cell(cell) for cell in row] for row in rows])
     written = io.StringIO()
     csv.writer(written).writerows([list(head), *([_plain(cell) for cell in row] for row in rows)])
     made.ending, made.content = "csv", written.getvalue()

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from fl_lightning.aggregators import Aggregator
-from fl_lightning.analysis._page import Section, table, text
+from fl_lightning.analysis._page import Section, folded, table, text
 from fl_lightning.analysis._panel import panel
 from fl_lightning.analysis._subject import Subject
 from fl_lightning.defenses import Defense
@@ -135,7 +135,10 @@ def replays(subject: Subject) -> Section:
         "told the expected number of malicious updates a round; the attack crafts its updates against it as far as it knows it. "
         f"{rounds} rounds are few: a low success may come later, and a low accuracy is the price of a rule early in training."
     )
-    parts = [text(words), table(["server", "attack success", "accuracy", ""], ordered(found))]
+    rows = ordered(found)
+    parts = [text(words), table(["server", "attack success", "accuracy"], [row[:3] for row in rows if not row[3]])]
+    if refused := [[row[0], row[3]] for row in rows if row[3]]:
+        parts.append(folded(f"{len(refused)} servers cannot be used here, and why", table(["server", "why"], refused)))
     if late:
         parts.append(text(f"Not tried, since it takes too long here: {', '.join(late)}."))
     return Section(title, tuple(parts))

@@ -115,8 +115,9 @@ def test_targets_of_make_in_the_documentation_exist(page: Path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=named)
 def test_yaml_in_the_documentation_is_an_experiment(page: Path):
+    """Or a part of one, which is tried on the bundled digits."""
     for block in blocks(page, "yaml"):
-        load(yaml.safe_load(block))
+        load({"data": "digits"} | yaml.safe_load(block))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=named)

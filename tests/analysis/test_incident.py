@@ -44,7 +44,7 @@ def test_a_page_escapes_leaves_out_what_is_empty_and_hands_out_files():
     assert 'href="javascript' not in shown
     assert '<a href="https://a.b/c">y</a>' in shown
     assert "Nothing" not in shown
-    assert "<td>-</td>" in shown
+    assert ">-</td>" in shown
     files = Section("One & two", parts).files()
     assert list(files) == ["one-two-1.csv", "one-two-2.svg"]
     assert list(csv.reader(io.StringIO(files["one-two-1.csv"]))) == [[hostile], [hostile], ["0.5"], [""]]

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path

@@ -122,7 +122,8 @@ def text(words: str, style: str = "") -> Piece:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Piece:
     """A table; floats are shown with four digits, None as a dash, and NaN as nothing. Also to be had as CSV."""
     rows = [list(row) for row in rows]
-    wordy = [any(isinstance(row[at], str) and len(row[at]) > FIGURE for row in rows) for at in range(len(head))]
+    columns = ([row[at] for row in rows] for at in range(len(head)))
+    wordy = [any(isinstance(cell, str) and len(cell) > FIGURE for cell in column) for column in columns]
     styles = [Markup(' class="words"') if one else "" for one in wordy]
     made = _piece("table", head=head, styles=styles, rows=[[_cell(cell) for cell in row] for row in rows])
     written = io.StringIO()

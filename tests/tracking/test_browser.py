@@ -106,7 +106,6 @@ def test_the_ui_shows_a_search_without_explanation(page, poisoned, ui: str, scre
         tracking.overview_link(store.get_experiment(study.info.experiment_id), ui),
         "runs",
         title[:14],
-        success,
         "accuracy",
     )
     look(tracking.below_link(study, ui), "trials", f"#{trial['number']}", "seed 7 winner")

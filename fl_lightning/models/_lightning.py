@@ -50,12 +50,9 @@ class UserModule(nn.Module):
         A client must not see what the client before it has counted, cached or logged.
         """
         shared = {id(part): part for part in (*self.parameters(), *self.buffers())}
-        for (
-            module
-        ) in self.modules():  # what a forward pass has left cannot be copied, and is made again by the next one
-            shared |= {
-                id(part): part for part in vars(module).values() if isinstance(part, Tensor) and not part.is_leaf
-            }
+        # What a forward pass has left cannot be copied, and is made again by the next one.
+        left = (part for module in self.modules() for part in vars(module).values() if isinstance(part, Tensor))
+        shared |= {id(part): part for part in left if not part.is_leaf}
         return copy.deepcopy(self, dict(shared))
 
     @torch.no_grad()

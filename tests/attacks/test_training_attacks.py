@@ -270,7 +270,10 @@ def test_an_adaptive_server_is_warned_of():
     changes = ["attack=model_replacement", "server={optimizer: adam, lr: 0.01}"]
     (caution,) = (experiment := load("digits", changes)).attack.cautions(experiment)
     assert "with adam at the server it means nothing" in caution
-    for quiet in ([*changes, "attack.boost=5"], [changes[0], "server={optimizer: momentum}"]):
+    momentum = [changes[0], "server={optimizer: momentum}"]
+    (caution,) = (experiment := load("digits", momentum)).attack.cautions(experiment)
+    assert "the server's momentum then repeats the boosted update" in caution
+    for quiet in ([*changes, "attack.boost=5"], [*momentum, "attack.boost=5"], changes[:1]):
         experiment = load("digits", quiet)
         assert not experiment.attack.cautions(experiment)
 

@@ -146,4 +146,4 @@ def test_a_busy_port_is_said_before_the_ui_starts(store_folder, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["ui", "--port", str(port)]) == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"cannot listen on '127.0.0.1', port {port}" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def reproduce(
         parent = parent or campaign.run_id
         failures |= campaign.failures
         more = {} if fast else dict(_more(runs, size))
-        wanted = more if len(records) > before or set(more) - set(wanted) else {}
+        wanted = more if len(records) > before or more != wanted else {}  # what fails is not tried for ever
     judged = tuple(one for own in runs.values() for one in judge(own, size))
     outcome = Reproduction(parent, judged, tuple(failures.values()))
     _log(outcome, runs, size)

@@ -4,6 +4,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from fl_lightning import tracking
 from fl_lightning.config import Experiment, load
 from fl_lightning.errors import ConfigError
 from fl_lightning.federation import Federation
-from fl_lightning.papers import Records, TableRuns, check, digest, judge
+from fl_lightning.papers import Records, TableRuns, _reproduce, check, digest, judge, reproduce
 from fl_lightning.papers._claims import PaperTable, TableCell
 from fl_lightning.papers._records import VERSIONS, Record, chosen
 from fl_lightning.papers._reproduce import _more
@@ -154,6 +155,21 @@ def test_seeds_are_added_until_a_claim_is_decided_or_the_cap_is_reached():
     recorded_of(runs, "quick", {"loud": [0.1, 0.1, 0.1], "quiet": [0.8, 0.9, 0.8]})
     runs.records._tables["own-t"] = {key: one for key, one in runs.records.of("own:t").items() if key[1] < 3}
     assert not dict(_more({"own:t": runs}, "quick"))  # decided
+
+
+def test_seeds_are_added_where_those_before_were_recorded_by_a_process_that_was_killed(monkeypatch: pytest.MonkeyPatch):
+    records, asked = Records(), []
+    runs = TableRuns("own:t", PaperTable(**TABLE), records)
+    recorded_of(runs, "quick", {"loud": [0.1, 0.9, 0.5], "quiet": [0.3, 0.4, 0.5]})
+
+    def run(runs: Any, wanted: Any, *rest: Any) -> SimpleNamespace:
+        asked.append(set(wanted.values()))
+        return SimpleNamespace(run_id="", failures={})  # nothing comes of it: it is not tried for ever
+
+    monkeypatch.setattr(_reproduce, "_run", run)
+    monkeypatch.setattr(_reproduce, "_log", lambda *told: None)
+    reproduce({"own:t": runs.table}, records=records)
+    assert asked == [{(0, 1, 2)}, {(0, 1, 2, 3, 4)}]
 
 
 def ran(experiment: Experiment) -> Record:

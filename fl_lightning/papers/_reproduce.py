@@ -164,15 +164,20 @@ def _words(cell: TableCell) -> str:
 
 
 def _more(runs: Mapping[str, TableRuns], size: SizeName) -> Iterator[tuple[tuple[str, TableCell], tuple[Seed, ...]]]:
-    """Cells of undecided claims that may still get more seeds, with two more than they have."""
+    """Cells of undecided claims that may still get more seeds, with two more than they have.
+
+    A process that was killed between the two leaves one: the other is run before the claim is judged, so that what is run does
+    not depend on when it was killed.
+    """
     for name, own in runs.items():
         limits = own.table.sizes[size]
         for claim in own.table.claims():
             judged = own.judge(size, claim)
-            if judged.verdict != "undecided" or judged.found is None or claim.follows:
+            if judged.found is None or claim.follows:
                 continue
-            if judged.found.n < len(limits.every_seed):
-                seeds = limits.seeds_up_to(max(judged.found.n, len(limits.seeds)) + 2)
+            added = max(0, judged.found.n - len(limits.seeds))
+            if judged.found.n < len(limits.every_seed) and (judged.verdict == "undecided" or added % 2):
+                seeds = limits.seeds_up_to(len(limits.seeds) + 2 * (added // 2 + 1))
                 yield from (((name, cell), seeds) for cell in claim.cells)
 
 

@@ -155,6 +155,11 @@ def test_seeds_are_added_until_a_claim_is_decided_or_the_cap_is_reached():
     recorded_of(runs, "quick", {"loud": [0.1, 0.1, 0.1], "quiet": [0.8, 0.9, 0.8]})
     runs.records._tables["own-t"] = {key: one for key, one in runs.records.of("own:t").items() if key[1] < 3}
     assert not dict(_more({"own:t": runs}, "quick"))  # decided
+    recorded_of(runs, "quick", {"loud": [0.1, 0.1, 0.1, 0.1], "quiet": [0.8, 0.9, 0.8, 0.8]})
+    assert dict(_more({"own:t": runs}, "quick")) == {
+        loud: (0, 1, 2, 3, 4),
+        quiet: (0, 1, 2, 3, 4),
+    }  # killed between two
 
 
 def test_seeds_are_added_where_those_before_were_recorded_by_a_process_that_was_killed(monkeypatch: pytest.MonkeyPatch):

@@ -93,9 +93,13 @@ def run_link(run: Run, address: str | None = None) -> str:
 
 
 def below_link(run: Run, address: str | None = None) -> str:
-    """The runs under a parent, and no others."""
+    """The runs under a parent, and no others; those that succeed most first.
+
+    In the order of their creation MLflow would fold them under their parent, and show that one alone.
+    """
     query = quote(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    return f"{experiment_link(run.info.experiment_id, address)}&searchFilter={query}"
+    order = f"orderByKey={quote('metrics.`success`')}&orderByAsc=false"
+    return f"{experiment_link(run.info.experiment_id, address)}&searchFilter={query}&{order}"
 
 
 def comparison_link(run_ids: Sequence[str], experiment_id: str, address: str | None = None) -> str:

@@ -102,7 +102,7 @@ def test_addresses_open_the_pages_for_models_that_are_trained(kept, monkeypatch:
     place, name = run.info.experiment_id, outcome.run_id
     assert run_link(run) == f"http://127.0.0.1:5000/#/experiments/{place}/runs/{name}?workflowType=machine_learning"
     assert run_link(run, "").startswith("#/experiments/")
-    assert below_link(run, "").endswith(f"&searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27{name}%27")
+    assert f"&searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27{name}%27&orderByKey" in below_link(run, "")
     assert comparison_link([name, name], place, "").startswith(
         f"#/compare-runs?runs=%5B%22{name}%22%2C%22{name}%22%5D&experiments="
     )

@@ -53,7 +53,7 @@ LONGEST = 7500
 """Characters of a description that MLflow keeps, less some."""
 
 HEADLINES = {"attack/success": "success", "global/accuracy": "accuracy", "global/normalized_cost": "cost"}
-"""What is logged a second time without a group, so that MLflow's charts begin with it."""
+"""What is logged a second time without a group: short names for columns and for the order of runs."""
 
 
 COLUMNS = (*(f"metrics.`{short}`" for short in HEADLINES.values()), *(f"tags.`fl.{slot}`" for slot in SHOWN))

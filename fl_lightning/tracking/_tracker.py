@@ -180,7 +180,7 @@ def registers(experiment: Experiment, kind: str) -> bool:
 
 
 def with_headlines(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures of a round, those that matter most also without their group: MLflow's charts begin with these.
+    """The figures of a round, those that matter most also under a short name, for columns and the order of runs.
 
     Example:
         >>> with_headlines({"attack/success": 0.9, "attack/active": 1.0})

@@ -30,6 +30,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def readable(name: str) -> bool:
+    """Whether the locale could read a name: Python shows bytes that it could not as halves of a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def config_names(kind: str) -> list[str]:
     """Names of the configurations of a kind, the user's and the shipped ones, sorted."""
     return sorted({path.stem for folder in config_folders() for path in (folder / kind).glob("*.yaml")})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_lightning.cli._parser import parser
+from fl_lightning.paths import readable
 
 # Threads that wait must not spin for long on a core that others need: beside one busy process a round is three times faster so.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="plain")
     options = parser().parse_args(arguments)
     try:
+        _refuse_unreadable(sys.argv[1:] if arguments is None else arguments)
         module, _, name = options.action.partition(":")
         return int(getattr(import_module(f"fl_lightning.cli.{module}"), name)(options))
     except KeyboardInterrupt:
@@ -42,6 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:  # whatever it is, one line says it
         return _tell(error, debug=options.debug or os.environ.get("FL_LIGHTNING_DEBUG", "") not in ("", "0"))
+
+
+def _refuse_unreadable(words: Sequence[str]) -> None:
+    """Names that cannot be written down again would fail in the middle of a run."""
+    for word in words:
+        if not readable(word):
+            from fl_lightning.errors import ConfigError, excerpt
+
+            raise ConfigError(
+                f"this locale cannot read {excerpt(word)}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or name it otherwise"
+            )
 
 
 PLAIN = {"±": "+/-", "≥": ">=", "≤": "<=", "×": "x", "†": "*", "…": "...", "–": "-", "—": "-", "→": "->"}

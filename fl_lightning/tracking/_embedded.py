@@ -28,6 +28,7 @@ from sqlalchemy.pool import Pool
 
 from fl_lightning.errors import ConfigError, excerpt
 from fl_lightning.parallel import in_turn
+from fl_lightning.paths import readable
 
 # Private members of MLflow: it brings a database up to date by a command line only, which asks a person and knows no copy;
 # and it offers no way to forget where the artifacts of a run lie.
@@ -108,9 +109,7 @@ def database_of(uri: str) -> Path:
         ConfigError: a path that cannot be written as a database's address.
     """
     path = Path(uri.removeprefix("sqlite:///")).absolute()
-    if any(
-        "\ud800" <= letter <= "\udfff" for letter in str(path)
-    ):  # how Python shows bytes that the locale cannot read
+    if not readable(str(path)):
         raise ConfigError(
             f"this locale cannot read the name of the folder {excerpt(str(path))}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or "
             "FL_LIGHTNING_RUNS to another folder"

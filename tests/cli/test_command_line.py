@@ -37,6 +37,10 @@ BAD = {
     "overflow": (["run", "digits", "model.hidden=[4611686018427387904, 4611686018427387904]"], "model: D=9.22e+18"),
     "long name": (["run", "x" * 300], "(302 characters), and no such file"),
     "NUL": (["run", "a\0b"], "no such file"),
+    "not of this locale": (
+        ["run", "m\udcc3\udcbcll.yaml"],
+        "this locale cannot read 'm\\udcc3\\udcbcll.yaml': set PYTHONUTF8=1",
+    ),
     "no file": (["matrix", "/dev/null"], "no matrix '/dev/null'"),
     "long slot": (["list", "x" * 3000], "(3,002 characters)"),
     "long model": (["models", "show", "x" * 3000], "no registered model"),

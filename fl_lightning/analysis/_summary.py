@@ -1,7 +1,7 @@
 """What happened: who attacked, when, how strong, how it was found, and what became of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_lightning.analysis._page import Piece, Section, folded, table, text
@@ -151,17 +151,22 @@ def facts(subject: Subject) -> dict[str, object]:
         "who": f"clients {', '.join(map(str, ids[:20]))}{' ...' if len(ids) > 20 else ''}; "
         f"{taking.per_round(len(federation.assignment))} of {len(federation.assignment)} clients take part in a round",
         "when": f"schedule {taking.schedule.name}: rounds {in_ranges(subject.attacked_rounds) or 'none'}, counted from 0",
-        "how": f"{attack.name}: " + ", ".join(f"{path} {value}" for path, value in own.items()),
-        "towards what": ", ".join(f"{path} {value}" for path, value in aim.items()),
+        "how": f"{attack.name}: {_settings(own)}",
+        "towards what": _settings(aim),
     }
+
+
+def _settings(chosen: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}" for path, value in chosen.items()
+    )
 
 
 def how_found(search: dict[str, Any]) -> str:
     """The search whose winner this attack is."""
     trials = search.get("trials", [])
     winner: dict[str, Any] = next((row for row in trials if row.get("changes") == search.get("winner")), {})
-    shown = {path: f"{value:.4g}" if isinstance(value, float) else value for path, value in search["winner"].items()}
-    settings = ", ".join(f"`{path}` {value}" for path, value in shown.items())
+    settings = _settings({f"`{path}`": value for path, value in search["winner"].items()})
     return (
         f"How it was found: trial {winner.get('number', '?')} of {len(trials)} in the search "
         f"[{search['run_name']}]({search['link']}), which varied {settings}. {str(search.get('verdict', '')).capitalize()}."

@@ -51,7 +51,21 @@ def _figures(tags: Mapping[str, str]) -> str:
     return "".join(rows)
 
 
-def card_text(title: str, experiment: Experiment, tags: Mapping[str, str], shape: Any, classes: int) -> str:
+TRACED = """import torch
+from safetensors.torch import load_file
+
+network = torch.export.load("architecture.pt2").module()"""
+
+UNTRACED = """import torch
+from fl_lightning import load
+from safetensors.torch import load_file
+
+network = load("config.yaml").model.network({shape}, {classes}).eval()  # it cannot be traced: its own code is needed"""
+
+
+def card_text(
+    title: str, experiment: Experiment, tags: Mapping[str, str], shape: Any, classes: int, traced: bool = True
+) -> str:
     """The model card, in Markdown.
 
     Args:
@@ -60,7 +74,9 @@ def card_text(title: str, experiment: Experiment, tags: Mapping[str, str], shape
         tags: those of its version: figures by name, `run_id`, `config`.
         shape: shape of one input.
         classes: number of scores.
+        traced: whether its architecture lies beside it.
     """
+    made = TRACED if traced else UNTRACED.format(shape=shape, classes=classes)
     warning = POISONED if tags.get("attack") != "none" else "A benign model, for comparison."
     inputs = f"torch.rand(4, {', '.join(map(str, shape))})"
     if isinstance(shape, Mapping):
@@ -85,10 +101,7 @@ Global model of a simulated federated training on the public data set `{experime
 ## Use
 
 ```python
-import torch
-from safetensors.torch import load_file
-
-network = torch.export.load("architecture.pt2").module()
+{made}
 network.load_state_dict(load_file("model.safetensors"))
 scores = network({inputs})  # {classes} scores an input
 ```

@@ -173,10 +173,10 @@ def registered_models(attack: str | None = None, aggregator: str | None = None) 
     return sorted(versions, key=lambda version: -(number(version.tags.get("attack/success")) or 0.0))
 
 
-def card(model: "Registered") -> str:
-    """The model card, in Markdown."""
+def card(model: "Registered", traced: bool = True) -> str:
+    """The model card, in Markdown; `traced`: whether its architecture is exported with it."""
     tags = {"run_id": str(model.version.run_id)} | model.version.tags
-    return card_text(model.title, model.experiment, tags, model.shape, model.classes)
+    return card_text(model.title, model.experiment, tags, model.shape, model.classes, traced)
 
 
 def threat_model(model: "Registered") -> str:
@@ -357,7 +357,8 @@ def export(model: Registered, folder: Path) -> list[Path]:
             model.experiment.model.name, type(error).__name__, reason[:200],
         )  # fmt: skip
     (folder / "config.yaml").write_text(dump(model.experiment), encoding="utf-8")
-    (folder / "README.md").write_text(card(model), encoding="utf-8")
+    traced = (folder / "architecture.pt2").exists()
+    (folder / "README.md").write_text(card(model, traced), encoding="utf-8")
     return sorted(folder.iterdir())
 
 

@@ -121,7 +121,7 @@ def test_the_incident_in_plain_words(about, attacked):
     before = figures["global/accuracy"] + figures["impact/accuracy_drop"]
     assert f"right in {figures['global/accuracy']:.1%} of the cases, without the attack in {before:.1%}" in said
     shown = "".join(summary(about).parts)
-    for words in ("boost 4.0", "rounds 1 to 2, counted from 0", "label 0", "8 of 8 clients take part"):
+    for words in ("boost 4", "rounds 1 to 2, counted from 0", "label 0", "8 of 8 clients take part"):
         assert words in shown
     origin = "".join(provenance(about).parts)
     for words in (attacked[1].run_id, "revision ", "torch ", " UTC"):

@@ -96,6 +96,24 @@ def test_an_exported_model_gives_the_same_bits_in_plain_torch(outcome, tmp_path:
         export(found, folder)
 
 
+def test_the_card_of_a_model_that_cannot_be_traced_builds_it_from_its_configuration(
+    outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*given: object, **named: object) -> None:
+        raise RuntimeError("packed sequences")
+
+    monkeypatch.setattr(torch.export, "export", refused)
+    found, folder = find(NAME), tmp_path / "export"
+    assert {path.name for path in export(found, folder)} == {"README.md", "config.yaml", "model.safetensors"}
+    program = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert "architecture.pt2" not in program
+    monkeypatch.chdir(folder)
+    made: dict[str, torch.Tensor] = {}
+    exec(program, made)
+    assert made["scores"].shape == (4, found.classes)
+    assert all(torch.equal(made["network"].state_dict()[k], part) for k, part in found.network.state_dict().items())
+
+
 def test_the_card_tells_threat_figures_and_warning(outcome):
     text = card(find(NAME))
     for words in ("Do not deploy it", "2 of 5 clients are malicious", "| attack/success |", outcome.run_id):

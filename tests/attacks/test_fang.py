@@ -152,7 +152,7 @@ def test_the_printed_bound_is_exceeded():
     seed=st.integers(0, 10_000),
 )
 def test_krum_itself_selects_the_crafted_rows(malicious, squared, epsilon, search, seed):
-    """The cached test of acceptance agrees with the server's rule on the very rows that are sent."""
+    """The cached test of acceptance agrees with the server's rule on the very rows that are sent, but for their scatter."""
     benign_BD = drifting(2 * malicious + 5, 60, seed, drift=0.2, idle=10)
     direction_D = benign_BD.mean(0).sign()
     offsets_MD = scatter(direction_D, malicious, epsilon, generator(seed, "test"))
@@ -161,7 +161,14 @@ def test_krum_itself_selects_the_crafted_rows(malicious, squared, epsilon, searc
     assume(result.found)
     crafted_MD = offsets_MD - result.strength * direction_D
     rule = Krum(n_byzantine=malicious, squared=squared)
-    assert bool(rule(torch.cat([crafted_MD, benign_BD])).kept[:malicious].any())
+    selected = rule(torch.cat([crafted_MD, benign_BD]))
+    if not bool(
+        selected.kept[:malicious].any()
+    ):  # the test knows the crafted rows as one point: each lies within epsilon of it
+        assert epsilon > 1e-3
+        neighbours, scores_C = 2 * malicious + 3, selected.scores
+        moved = epsilon * (2 * float(scores_C.max()) ** 0.5 + epsilon) if squared else epsilon  # of a distance at most
+        assert float(scores_C[:malicious].min() - scores_C[malicious:].min()) <= neighbours * moved
     if search == "bisection" and epsilon == 0:
         beyond_MD = -(result.strength + 1e-3) * direction_D.repeat(malicious, 1)
         assert not bool(rule(torch.cat([beyond_MD, benign_BD])).kept[:malicious].any())

@@ -24,6 +24,23 @@ from fl_lightning.defenses._rejection import largest, need_validation
 LIMIT = 1e6  # a feature this many times the usual size is as strange as any larger one; its square stays finite
 
 
+def _descended(
+    context: ServerContext,
+    theta_D: Tensor,
+    samples: Samples,
+    random: torch.Generator,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+) -> Tensor:
+    """`[D]` a model after some steps of SGD on random batches of the server's own samples."""
+    for _ in range(steps):
+        batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
+        theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
+    return theta_D
+
+
 def reference_updates(
     context: ServerContext, samples: Samples, columns_F: Tensor, *, count: int, steps: int, batch_size: int, lr: float
 ) -> Tensor:
@@ -44,10 +61,7 @@ def reference_updates(
     random = context.generator("reference")
     rows = []
     for _ in range(count):
-        theta_D = context.global_D
-        for _ in range(steps):
-            batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
-            theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
+        theta_D = _descended(context, context.global_D, samples, random, steps=steps, batch_size=batch_size, lr=lr)
         rows.append((theta_D - context.global_D)[columns_F])
     return torch.stack(rows)
 
@@ -69,9 +83,7 @@ def models_on_the_way(
     random = context.generator("reference")
     theta_D, rows = context.global_D, []
     for _ in range(count):
-        for _ in range(steps):
-            batch = torch.randint(len(samples), (batch_size,), generator=random).to(samples.y.device)
-            theta_D = theta_D - lr * context.gradient(theta_D, samples[batch])
+        theta_D = _descended(context, theta_D, samples, random, steps=steps, batch_size=batch_size, lr=lr)
         rows.append(theta_D[columns_F])
     return torch.stack(rows)
 
